@@ -1,0 +1,98 @@
+"""The masked AdamW step on one tensor, in plain torch: the definition of the update.
+
+One line per equation, in the operations and the order of ``torch.optim.AdamW(foreach=False,
+fused=False)``, so that without a mask the two agree to the last bit. The kernels carry the same
+comments in the same order.
+"""
+
+import torch
+from torch import Tensor
+
+SITES = ("grad", "update", "freeze")
+
+
+def adamw_step_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    keep: Tensor | None,
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    site: str = "grad",
+    mask_decay: bool = True,
+    mask_scale: float = 1.0,
+    grad_factor: float = 1.0,
+) -> None:
+    """One AdamW step in place (Loshchilov & Hutter 2019, algorithm 2), gradient or update masked.
+
+    With keep mask k, ``s = mask_scale`` and ``f = grad_factor``::
+
+        site="grad":    g~ = k s f g enters the moments, everything moves
+        site="update":  moments of f g; the parameter moves, by s times the step, where k
+        site="freeze":  AdamW of s f g where k; elsewhere nothing changes, moments included
+
+    Dropped means selected away, not multiplied: a NaN in a dropped entry stays out.
+
+    Args:
+        param: any shape, floating dtype, updated in place.
+        grad: shape of ``param``, any floating dtype, read only.
+        exp_avg: first moment, shape of ``param``, float32 or param's dtype, updated in place.
+        exp_avg_sq: second moment, like ``exp_avg``.
+        keep: bool, shape of ``param``; None keeps everything.
+        step: number of this step, counted from 1.
+        lr: learning rate, >= 0.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        eps: added to the root of the second moment, >= 0.
+        weight_decay: decoupled decay per unit of lr, >= 0.
+        site: where the mask acts, one of :data:`SITES`.
+        mask_decay: under ``site="update"``, whether weight decay too acts only where k.
+        mask_scale: s, 1 or 1/q.
+        grad_factor: f, for example -1 to maximize.
+
+    Raises:
+        ValueError: unknown ``site``.
+    """
+    if site not in SITES:
+        raise ValueError(f"Invalid site: {site!r}: expected one of {SITES}")
+    bias_correction1 = 1 - beta1**step
+    bias_correction2_sqrt = (1 - beta2**step) ** 0.5
+    step_size = lr / bias_correction1
+    decay_factor = 1 - lr * weight_decay
+    if keep is not None and site == "update":
+        step_size = step_size * mask_scale
+    elif keep is not None:
+        grad_factor = grad_factor * mask_scale
+
+    # load, in fp32 (fp64 where the parameter is)
+    compute = torch.float64 if param.dtype == torch.float64 else torch.float32
+    p, g, m, v = (t.to(compute) for t in (param, grad, exp_avg, exp_avg_sq))
+    # gradient: scale, mask
+    g = g * grad_factor
+    if keep is not None and site != "update":
+        g = torch.where(keep, g, 0.0)
+    # decoupled weight decay
+    p_decayed = p * decay_factor
+    # moments
+    m_new = m.lerp(g, 1 - beta1)
+    v_new = v.mul(beta2).addcmul(g, g, value=1 - beta2)
+    # update
+    denom = (v_new.sqrt() / bias_correction2_sqrt).add(eps)
+    p_new = p_decayed.addcdiv(m_new, denom, value=-step_size)
+    # select
+    if keep is not None and site == "update":
+        p_new = torch.where(keep, p_new, p if mask_decay else p_decayed)
+    if keep is not None and site == "freeze":
+        p_new, m_new, v_new = (
+            torch.where(keep, new, old) for new, old in ((p_new, p), (m_new, m), (v_new, v))
+        )
+    # store
+    param.copy_(p_new)
+    exp_avg.copy_(m_new)
+    exp_avg_sq.copy_(v_new)
