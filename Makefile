@@ -1,0 +1,56 @@
+# The commands of this project; continuous integration calls the same ones.
+#
+#   make demo    a complete small fine-tuning run, results in demo-output/
+#   make test    the laws
+#   make lint    formatting, style, types
+#   make bench   speed next to the peers
+#   make ext     compile the CPU kernel in place, for a checkout that is not installed
+#
+# Each makes what it needs: a virtual environment in .venv, filled once and again when one of the
+# files named in SETUP changes. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
+SETUP  := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.cpp)
+
+MAKEFLAGS += --no-print-directory
+.PHONY: demo test lint bench ext clean
+
+demo: $(VENV)/xglue.stamp
+	@$(RUN) -m graddrop.cli demo --output demo-output
+
+test: $(VENV)/dev.stamp
+	@$(RUN) -m pytest --quiet
+
+lint: $(VENV)/dev.stamp
+	@$(RUN) -m ruff format --check --quiet .
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m mypy
+
+bench: $(VENV)/dev.stamp
+	@$(RUN) -m pytest bench
+
+ext:
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output graddrop/kernels/cpu/*.so
+
+# torch comes first and alone: where a build without CUDA has been laid out for pip, asking for the
+# exact version takes it, and what follows is then satisfied by what is there.
+$(VENV)/torch.stamp: constraints.txt
+	@echo "Setting up $(VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(shell grep '^torch==' constraints.txt)
+	@touch $@
+
+# Editable: the environment follows the source without another installation.
+$(VENV)/xglue.stamp: $(VENV)/torch.stamp $(SETUP)
+	@$(PIP) --editable '.[xglue]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp $(SETUP)
+	@$(PIP) --editable '.[xglue,dev]'
+	@touch $@ $(VENV)/xglue.stamp
