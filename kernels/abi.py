@@ -24,7 +24,8 @@ shard is nothing but a range ``[BEGIN, END)``.
     END,  # BEGIN + number of local entries (strided layout: the same sum, no index)
     STREAM,  # mask contract stream of the decisions, [0, 2**32)
     UNIT,  # SOURCE_TENSOR: element index of the tensor's or layer's one decision
-    ROW_SIZE,  # SOURCE_ROW: entries per row of the whole parameter, >= 1
+    ROW_SIZE,  # entries per row of the whole parameter, >= 1; SOURCE_ROW without a layout: a
+    #            multiple of 4 below 2**31, so that four neighbours share their row
     MODE,  # N_SITES * source + site
     GROUP,  # row of the group table
     LAYOUT,  # row of the layout table, -1: contiguous

@@ -1,0 +1,180 @@
+"""Launches of the Triton step: tables kept on the device, uploaded again only where they moved."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import abi
+from .step import BLOCK, N_FLOATS, N_INTS, TILES, dense_step, prepare, strided_step
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_PREPARE_BLOCK = 512
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
+
+
+def supports(dtypes: Dtypes) -> bool:
+    """Whether the kernels take these dtypes of (param, grad, moments)."""
+    return all(dtype in _DTYPES for dtype in dtypes)
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on CPU tensors."""
+    return not isinstance(dense_step, triton.runtime.JITFunction)
+
+
+class TritonStep:
+    """The step of a fixed set of tensors on one device.
+
+    One launch of a few threads advances the counters, then one launch per (dtypes, layout class)
+    moves all tensors. There is no host synchronisation, and everything that changes from step to
+    step is read from device memory, so a CUDA graph can capture the launches.
+    """
+
+    def __init__(
+        self,
+        tensor_table: Tensor,  # int64 CPU, see abi.py
+        layout_table: Tensor,  # int64 CPU
+        dtypes: list[Dtypes],  # one per row of the tensor table
+        n_groups: int,
+        device: torch.device,
+    ) -> None:
+        self._host_table = tensor_table
+        self._dtypes = dtypes
+        self._device = device
+        self._pinned: list[Tensor] = []  # sources of uploads that a CUDA graph repeats
+        n_tensors = len(tensor_table)
+        self._tensor_table = torch.empty_like(tensor_table, device=device)
+        self._layout_table = layout_table.to(device)
+        self.group_table = torch.empty(
+            (n_groups, abi.N_GROUP_COLUMNS), dtype=torch.float64, device=device
+        )
+        self._floats = torch.empty((n_tensors, N_FLOATS), dtype=torch.float32, device=device)
+        self._ints = torch.empty((n_tensors, N_INTS), dtype=torch.int32, device=device)
+        self._aligned = self._alignment()
+        self._launches = self._plan_launches()
+        self._upload(self._tensor_table, tensor_table)
+
+    def set_grads(self, addresses: list[int]) -> None:
+        """Take over the gradients' new addresses, in the form of column ``GRAD``."""
+        self._host_table[:, abi.GRAD] = torch.tensor(addresses, dtype=torch.int64)
+        aligned = self._alignment()
+        if not torch.equal(aligned, self._aligned):
+            self._aligned = aligned
+            self._launches = self._plan_launches()
+        self._upload(self._tensor_table, self._host_table)
+
+    def set_groups(self, rows: list[list[float]]) -> None:
+        """Take over the groups' new numbers."""
+        self._upload(self.group_table, torch.tensor(rows, dtype=torch.float64))
+
+    def step(self, counters: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Launch the step.
+
+        Args:
+            counters: int64 [2] on the device, advanced by the step.
+            grad_scale: float32, 1 element on the device: loss scale that the gradients carry.
+            found_inf: float32, 1 element on the device: unless 0, nothing changes.
+        """
+        if self._device.type == "cuda" and torch.cuda.current_device() != self._device.index:
+            with torch.cuda.device(self._device):
+                return self.step(counters, grad_scale, found_inf)
+        prepare[(1,)](
+            self._tensor_table,
+            self.group_table,
+            counters,
+            self._floats,
+            self._ints,
+            grad_scale,
+            found_inf,
+            len(self._tensor_table),
+            BLOCK=_PREPARE_BLOCK,
+            enable_fp_fusion=True,
+        )
+        for (dtypes, strided, aligned), (chunks, modes) in self._launches.items():
+            param_dtype, grad_dtype, moment_dtype = (_DTYPES[dtype] for dtype in dtypes)
+            if strided:
+                strided_step[(len(chunks),)](
+                    chunks,
+                    self._tensor_table,
+                    self._layout_table,
+                    self._floats,
+                    self._ints,
+                    PARAM_DTYPE=param_dtype,
+                    GRAD_DTYPE=grad_dtype,
+                    MOMENT_DTYPE=moment_dtype,
+                    MODES=modes,
+                    enable_fp_fusion=True,
+                )
+            else:
+                vector, num_warps = vector_and_warps(dtypes)
+                dense_step[(len(chunks),)](
+                    chunks,
+                    self._tensor_table,
+                    self._floats,
+                    self._ints,
+                    PARAM_DTYPE=param_dtype,
+                    GRAD_DTYPE=grad_dtype,
+                    MOMENT_DTYPE=moment_dtype,
+                    MODES=modes,
+                    ALIGNED=aligned,
+                    VECTOR=vector,
+                    num_warps=num_warps,
+                    enable_fp_fusion=True,
+                )
+
+    @property
+    def n_launches(self) -> int:
+        """Kernel launches per step."""
+        return 1 + len(self._launches)
+
+    def _alignment(self) -> Tensor:
+        """bool [n_tensors]: every origin is a multiple of 16 bytes, as 128-bit loads want it."""
+        origins = self._host_table[:, [abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ]]
+        return (origins % 16 == 0).all(dim=1)
+
+    def _plan_launches(self) -> dict[tuple[Dtypes, bool, bool], tuple[Tensor, int]]:
+        """(dtypes, strided, aligned) -> chunk list on the device, bit set of modes."""
+        rows: dict[tuple[Dtypes, bool, bool], list[int]] = {}
+        strided = (self._host_table[:, abi.LAYOUT] >= 0).tolist()
+        for row, key in enumerate(zip(self._dtypes, strided, self._aligned.tolist(), strict=True)):
+            # strided kernels load entry by entry, whatever the alignment
+            rows.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
+        launches = {}
+        for key, members in rows.items():
+            tensors = torch.tensor(members)
+            table = self._host_table[tensors]
+            if key[1]:
+                n_chunks = (table[:, abi.END] - table[:, abi.BEGIN] + BLOCK - 1) // BLOCK
+            else:
+                first, last = table[:, abi.BEGIN] // abi.TILE, (table[:, abi.END] - 1) // abi.TILE
+                n_chunks = (last - first + TILES) // TILES
+                n_chunks[table[:, abi.END] == table[:, abi.BEGIN]] = 0
+            total = int(n_chunks.sum())
+            if total:
+                within = torch.arange(total) - (n_chunks.cumsum(0) - n_chunks).repeat_interleave(
+                    n_chunks
+                )
+                chunks = torch.stack((tensors.repeat_interleave(n_chunks), within), dim=1)
+                modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
+                launches[key] = (chunks.to(torch.int32).to(self._device), modes)
+        return launches
+
+    def _upload(self, target: Tensor, source: Tensor) -> None:
+        if target.device.type != "cuda":
+            target.copy_(source)
+            return
+        # torch's pinned allocator reuses a block only after the copies that read it: no ring of
+        # our own is needed. A captured copy runs again at each replay, so its source stays.
+        pinned = source.pin_memory()
+        target.copy_(pinned, non_blocking=True)
+        if torch.cuda.is_current_stream_capturing():
+            self._pinned.append(pinned)
+
+
+def vector_and_warps(dtypes: Dtypes) -> tuple[int, int]:
+    """(neighbouring elements per thread, warps) of `dense_step`.
+
+    128-bit accesses hold 4 elements of 32 bits, or 8 of 16; half a tile is 512 elements either way.
+    """
+    return (8, 2) if all(dtype.itemsize == 2 for dtype in dtypes) else (4, 4)
