@@ -26,6 +26,8 @@ COMPILE_FLAGS = [
     "-O3",  # GCC 11 and older vectorise loops only here
     "-g0",  # Python's own flags may ask for debug information, ten times the size
     "-fno-math-errno",  # sqrt becomes one instruction; nobody reads errno
+    "-fno-trapping-math",  # selects become blends; nobody reads the exception flags
+    "-ffp-contract=off",  # the source says where products and sums fuse
     "-fvisibility=hidden",  # only the C interface is exported
 ]
 

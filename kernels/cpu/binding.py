@@ -1,0 +1,182 @@
+"""The compiled CPU kernel as Python sees it, through ctypes: found, checked, called."""
+
+import ctypes
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import abi
+
+LIBRARY = Path(__file__).with_name("graddrop_cpu.so")
+ISAS = ("baseline", "avx2", "avx512")  # the order of `enum Isa`
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the order of `enum Dtype`
+_SIGNATURES = {  # (param, grad, moment) for which the library holds code
+    (torch.float32, torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+}
+_HOW_TO_BUILD = (
+    "build it with `make ext` in a checkout, or reinstall graddrop with a C++17 compiler"
+)
+
+# After a fork the threads of torch's OpenMP pool exist in the parent only, and waiting for them
+# never ends: forked processes, such as DataLoader workers, run on their own thread.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+@dataclass(frozen=True)
+class Library:
+    """The loaded kernel: the handle, the instruction set to run, torch's thread pool or None."""
+
+    handle: ctypes.CDLL
+    isa: int
+    gomp_parallel: int | None
+
+
+def supports(param_dtype: torch.dtype, grad_dtype: torch.dtype, moment_dtype: torch.dtype) -> bool:
+    """Whether the kernel has code for tensors of these dtypes."""
+    return (param_dtype, grad_dtype, moment_dtype) in _SIGNATURES
+
+
+@cache
+def load() -> Library:
+    """Load the kernel and check that it was built for the tables that we make.
+
+    The environment variable ``GRADDROP_CPU_ISA``, one of :data:`ISAS`, names a smaller instruction
+    set than the machine's best one.
+
+    Raises:
+        RuntimeError: the library is missing, cannot be loaded or is stale, or
+            ``GRADDROP_CPU_ISA`` names what this machine cannot run. Says how to build it.
+    """
+    try:
+        handle = ctypes.CDLL(str(LIBRARY))
+        columns = (ctypes.c_int64 * 3)()
+        handle.graddrop_abi(columns)
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(
+            f"The CPU kernel {LIBRARY} cannot be loaded ({error}): {_HOW_TO_BUILD}"
+        ) from error
+    expected = [abi.N_TENSOR_COLUMNS, abi.N_LAYOUT_COLUMNS, abi.N_GROUP_COLUMNS]
+    if list(columns) != expected:
+        raise RuntimeError(
+            f"The CPU kernel {LIBRARY} is stale: its tables have {list(columns)} columns, expected "
+            f"{expected}: {_HOW_TO_BUILD}"
+        )
+    handle.graddrop_step.argtypes = [
+        ctypes.c_void_p,  # tensor table
+        ctypes.c_int64,  # n_tensors
+        ctypes.c_void_p,  # layout table
+        ctypes.c_void_p,  # group table
+        ctypes.c_void_p,  # counters
+        ctypes.c_double,  # grad_factor
+        *[ctypes.c_int] * 3,  # dtypes of param, grad, moments
+        ctypes.c_int,  # isa
+        ctypes.c_int,  # n_threads
+        ctypes.c_void_p,  # GOMP_parallel
+    ]
+    return Library(handle, _choose_isa(handle), _gomp_parallel())
+
+
+def _choose_isa(handle: ctypes.CDLL) -> int:
+    best = handle.graddrop_best_isa()
+    name = os.environ.get("GRADDROP_CPU_ISA", ISAS[best])
+    if name not in ISAS[: best + 1]:
+        raise RuntimeError(
+            f"Invalid GRADDROP_CPU_ISA value: {name!r}: this machine runs {ISAS[: best + 1]}"
+        )
+    return ISAS.index(name)
+
+
+def _gomp_parallel() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch itself runs on.
+
+    One pool for both: a second one would share the cores with torch's threads, which spin for a
+    while after each operator. None where torch has another runtime; the kernel then starts threads.
+    """
+    try:
+        runtime = ctypes.CDLL("libtorch_cpu.so")  # loaded already, found by its name
+        return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
+@cache
+def is_available() -> bool:
+    """Whether the kernel can be used; if not, a warning says why, once."""
+    try:
+        load()
+    except RuntimeError as error:
+        warnings.warn(f"{error}. Until then steps on the CPU take the slow path.", stacklevel=2)
+        return False
+    return True
+
+
+def step_(
+    tensor_table: Tensor,
+    layout_table: Tensor,
+    group_table: Tensor,
+    counters: Tensor,
+    *,
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    moment_dtype: torch.dtype,
+    grad_factor: float = 1.0,
+) -> None:
+    """One step, in place, of every tensor in the table, on ``torch.get_num_threads()`` threads.
+
+    The tensors' step counters advance; ``counters`` do not, since the tables of several dtype
+    signatures share them.
+
+    Args:
+        tensor_table: int64 [n_tensors, N_TENSOR_COLUMNS], contiguous, in host memory; the columns
+            of all tables are those of ``abi.py``.
+        layout_table: int64 [n_strided, N_LAYOUT_COLUMNS], likewise.
+        group_table: float64 [n_groups, N_GROUP_COLUMNS], likewise.
+        counters: int64 [2], likewise.
+        param_dtype: dtype of every parameter in the table.
+        grad_dtype: dtype of every gradient.
+        moment_dtype: dtype of every moment.
+        grad_factor: multiplies every gradient, beside GRAD_SIGN; any finite number.
+
+    Raises:
+        RuntimeError: see :func:`load`.
+        TypeError: no code for these dtypes, see :func:`supports`.
+        MemoryError: no memory for the call's own bookkeeping; nothing has changed.
+    """
+    if not supports(param_dtype, grad_dtype, moment_dtype):
+        raise TypeError(
+            "The CPU kernel has no code for param, grad, moments of dtypes "
+            f"{param_dtype}, {grad_dtype}, {moment_dtype}: use backend='reference'"
+        )
+    library = load()
+    failed = library.handle.graddrop_step(
+        tensor_table.data_ptr(),
+        tensor_table.shape[0],
+        layout_table.data_ptr(),
+        group_table.data_ptr(),
+        counters.data_ptr(),
+        grad_factor,
+        _DTYPES[param_dtype],
+        _DTYPES[grad_dtype],
+        _DTYPES[moment_dtype],
+        library.isa,
+        1 if _forked else torch.get_num_threads(),
+        library.gomp_parallel,
+    )
+    if failed:
+        raise MemoryError("The CPU kernel could not allocate its list of tensors")
