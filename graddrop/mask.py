@@ -92,9 +92,7 @@ def threshold(drop_prob: float) -> int:
         ValueError: ``drop_prob`` is not in [0, 1] (NaN included).
     """
     if not 0.0 <= drop_prob <= 1.0:
-        raise ValueError(
-            f"Invalid drop_prob value: {drop_prob}: expected a probability in [0, 1]"
-        )
+        raise ValueError(f"Invalid drop_prob value: {drop_prob}: expected a probability in [0, 1]")
     return round(drop_prob * 65536)
 
 
@@ -162,9 +160,7 @@ class Shard:
     @property
     def begin(self) -> int:
         """Index in the whole parameter of the shard's first entry."""
-        return sum(
-            index * stride for index, stride in zip(self.offset, self.strides, strict=True)
-        )
+        return sum(index * stride for index, stride in zip(self.offset, self.strides, strict=True))
 
     @property
     def row_size(self) -> int:

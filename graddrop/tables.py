@@ -1,6 +1,5 @@
 """The numbers of one optimizer step, written into the tables that the fast kernels read."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .kernels import abi
-from .mask import LAYER_STREAM, ROW_STREAM, TENSOR_STREAM, Shard
+from .mask import LAYER_STREAM, ROW_STREAM, TENSOR_STREAM, Shard, keep_mask
 
 _SITES = {"grad": abi.SITE_GRAD, "update": abi.SITE_UPDATE, "freeze": abi.SITE_FREEZE}
 
@@ -44,14 +43,39 @@ class Knobs:
         """Index of the mask of the next step (mask contract: 32 bits)."""
         return (steps_finished // self.period if self.period else masks_begun) & 0xFFFFFFFF
 
+    def keep_mask(
+        self,
+        local_shape: tuple[int, ...],
+        *,
+        stream_id: int,
+        layer: int | None,
+        shard: Shard | None,
+        draw: int,
+        device: torch.device,
+    ) -> Tensor | None:
+        """The parameter's mask at a draw, see :func:`graddrop.mask.keep_mask`; None: all kept."""
+        if self.masks_nothing or (self.granularity == "layer" and layer is None):
+            return None
+        return keep_mask(
+            local_shape,
+            granularity=self.granularity,
+            stream_id=stream_id,
+            layer=layer,
+            seed=self.seed,
+            draw=draw,
+            drop_prob=float(self.drop_prob),
+            shard=shard,
+            device=device,
+        )
+
     def row(self) -> list[float]:
-        """Row of the group table; NaN where a tensor has to be copied in."""
+        """Row of the group table; 0 where a tensor has to be copied in."""
         row = [0.0] * abi.N_GROUP_COLUMNS
-        row[abi.LR] = math.nan if isinstance(self.lr, Tensor) else self.lr
+        row[abi.LR] = 0.0 if isinstance(self.lr, Tensor) else self.lr
         row[abi.BETA1], row[abi.BETA2], row[abi.EPS] = self.beta1, self.beta2, self.eps
         row[abi.WEIGHT_DECAY] = self.weight_decay
         row[abi.GRAD_SIGN] = -1.0 if self.maximize else 1.0
-        row[abi.DROP_PROB] = math.nan if isinstance(self.drop_prob, Tensor) else self.drop_prob
+        row[abi.DROP_PROB] = 0.0 if isinstance(self.drop_prob, Tensor) else self.drop_prob
         row[abi.RESCALE] = float(self.rescale)
         row[abi.SEED_LOW], row[abi.SEED_HIGH] = self.seed & 0xFFFFFFFF, self.seed >> 32
         row[abi.PERIOD] = self.period
@@ -90,7 +114,7 @@ class Entry:
         return self.param.dtype, self.grad.dtype, self.exp_avg.dtype
 
 
-def _walk(entry: Entry) -> list[tuple[int, int, int, int, int]]:
+def _walk(entry: Entry) -> list[tuple[int, ...]]:
     """Dimensions in walking order: (size, param, grad, moment, element stride), outermost first.
 
     The walk follows the parameter's memory. Neighbouring dimensions that all four strides step
@@ -112,7 +136,7 @@ def _walk(entry: Entry) -> list[tuple[int, int, int, int, int]]:
         key=lambda dim: dim[1],
         reverse=True,
     )
-    merged: list[tuple[int, int, int, int, int]] = []
+    merged: list[tuple[int, ...]] = []
     for size, *strides in dims:
         if merged and all(
             outer == size * inner for outer, inner in zip(merged[-1][1:], strides, strict=True)
@@ -155,7 +179,8 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
     Raises:
         ValueError: a tensor has more than ``MAX_DIMS`` dimensions that cannot be merged.
     """
-    rows, layouts = [], []
+    rows: list[list[int]] = []
+    layouts: list[list[int]] = []
     for entry in entries:
         walk = _walk(entry)
         mode, stream, unit = _mode(entry, knobs[entry.group])

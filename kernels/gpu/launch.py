@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import abi
-from .step import BLOCK, N_FLOATS, N_INTS, TILES, dense_step, prepare, strided_step
+from .prepare import FLOATS, INTS, prepare
+from .step import BLOCK, TILES, dense_step, strided_step
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _PREPARE_BLOCK = 512
@@ -49,15 +50,15 @@ class TritonStep:
         self.group_table = torch.empty(
             (n_groups, abi.N_GROUP_COLUMNS), dtype=torch.float64, device=device
         )
-        self._floats = torch.empty((n_tensors, N_FLOATS), dtype=torch.float32, device=device)
-        self._ints = torch.empty((n_tensors, N_INTS), dtype=torch.int32, device=device)
+        self._floats = torch.empty((n_tensors, FLOATS.value), dtype=torch.float32, device=device)
+        self._ints = torch.empty((n_tensors, INTS.value), dtype=torch.int32, device=device)
         self._aligned = self._alignment()
         self._launches = self._plan_launches()
         self._upload(self._tensor_table, tensor_table)
 
-    def set_grads(self, addresses: list[int]) -> None:
-        """Take over the gradients' new addresses, in the form of column ``GRAD``."""
-        self._host_table[:, abi.GRAD] = torch.tensor(addresses, dtype=torch.int64)
+    def move_grads(self, distances: Tensor) -> None:
+        """Take over where the gradients lie now: int64 [n_tensors], bytes that each has moved."""
+        self._host_table[:, abi.GRAD] += distances
         aligned = self._alignment()
         if not torch.equal(aligned, self._aligned):
             self._aligned = aligned

@@ -58,11 +58,8 @@ def words_of_tile(
         low = first.to(tl.uint32) + tl.arange(0, 64).to(tl.uint32) * 2
         a0, b0, c0, d0 = tl.philox(seed, low, high, stream, draw, n_rounds=10)
         a1, b1, c1, d1 = tl.philox(seed, low + 1, high, stream, draw, n_rounds=10)
-        # order of the joins, outermost last: [64, word & 1 ... ] -> [64, call, word >> 1, word & 1]
-        calls = (
-            tl.join(tl.join(tl.join(a0, a1), tl.join(c0, c1)), 
-                    tl.join(tl.join(b0, b1), tl.join(d0, d1)))
-        )
-        # calls[i, call, word >> 1, word & 1]
-        words = tl.reshape(calls, [512])
+        # each join appends an axis of 2: [64, call, word >> 1, word & 1]
+        even_words = tl.join(tl.join(a0, a1), tl.join(c0, c1))
+        odd_words = tl.join(tl.join(b0, b1), tl.join(d0, d1))
+        words = tl.reshape(tl.join(even_words, odd_words), [512])
     return words

@@ -1,0 +1,257 @@
+"""The backends of the masked step: which there are, and one executor for each.
+
+An executor holds a fixed set of entries on one device. It is told where the gradients have moved,
+and makes one step of all its entries.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .kernels import abi
+from .kernels.cpu import binding as cpu
+from .mask import rescale_factor
+from .reference import adamw_step_
+from .tables import Entry, Knobs, tensor_tables
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
+
+
+class Executor(Protocol):
+    """One step of a fixed set of entries on one device."""
+
+    def set_grads(self, grads: Sequence[Tensor]) -> None:
+        """Take over gradients, one per entry, of the same dtypes and strides as before."""
+
+    def step(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Make one step and advance ``counters``, unless ``found_inf`` says that it is skipped."""
+
+
+@cache
+def _triton() -> Any | None:
+    """The Triton launcher, None where Triton is not installed."""
+    if find_spec("triton") is None:
+        return None
+    from .kernels.gpu import launch
+
+    return launch
+
+
+def resolve(backend: str, device: torch.device, dtypes: Dtypes) -> str:
+    """The backend that makes the step of such a tensor.
+
+    Args:
+        backend: one of :data:`BACKENDS`; ``"auto"`` takes the fastest that can.
+        device: where the tensors lie.
+        dtypes: of param, grad and moments.
+
+    Raises:
+        ValueError: unknown backend.
+        RuntimeError: the backend asked for by name cannot serve this device or these dtypes.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"Invalid backend: {backend!r}: expected one of {BACKENDS}")
+    if backend == "reference":
+        return backend
+    problems = {}
+    for name, find_problem in (("triton", _triton_problem), ("cpu", _cpu_problem)):
+        if backend in ("auto", name):
+            problem = find_problem(device, dtypes, explicit=backend == name)
+            if problem is None:
+                return name
+            problems[name] = problem
+    if backend == "auto":
+        return "reference"
+    raise RuntimeError(f'backend="{backend}" {problems[backend]}')
+
+
+def _triton_problem(device: torch.device, dtypes: Dtypes, explicit: bool) -> str | None:
+    if device.type != "cuda" and not (explicit and device.type == "cpu"):
+        return f'runs on GPUs, got tensors on {device}: use backend="auto"'
+    launcher = _triton()
+    if launcher is None:
+        return 'needs Triton, which is not installed: "pip install triton" or use backend="auto"'
+    if device.type == "cpu" and not launcher.interpreted():
+        return (
+            "runs on CPU tensors only in Triton's interpreter: set TRITON_INTERPRET=1 before "
+            'graddrop is imported, or use backend="auto"'
+        )
+    if not launcher.supports(dtypes):
+        return f'takes float32, bfloat16 and float16, got {dtypes}: use backend="auto"'
+    return None
+
+
+def _cpu_problem(device: torch.device, dtypes: Dtypes, explicit: bool) -> str | None:
+    if device.type != "cpu":
+        return f'runs on the CPU, got tensors on {device}: use backend="auto"'
+    if not cpu.supports(*dtypes):
+        return f'has no code for param, grad, moments of {dtypes}: use backend="auto"'
+    if explicit:
+        cpu.load()  # raises, and says how to build it
+    return None if cpu.is_available() else "is not built"
+
+
+def make_executor(
+    backend: str, entries: Sequence[Entry], knobs: Sequence[Knobs], device: torch.device
+) -> Executor:
+    """The executor of a backend that :func:`resolve` has named."""
+    if backend == "triton":
+        return TritonExecutor(entries, knobs, device)
+    return CpuExecutor(entries, knobs) if backend == "cpu" else ReferenceExecutor(entries)
+
+
+class ReferenceExecutor:
+    """Entry by entry in plain torch; the definition, on any device and dtype."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+        self._grads: Sequence[Tensor] = [entry.grad for entry in entries]
+
+    def set_grads(self, grads: Sequence[Tensor]) -> None:
+        """See :class:`Executor`."""
+        self._grads = grads
+
+    def step(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """See :class:`Executor`."""
+        if found_inf is not None and found_inf.item() != 0:
+            return
+        loss_scale = 1.0 if grad_scale is None else grad_scale.item()
+        steps_finished, masks_begun = counters.tolist()
+        for entry, grad in zip(self._entries, self._grads, strict=True):
+            group = knobs[entry.group]
+            keep = group.keep_mask(
+                tuple(entry.param.shape),
+                stream_id=entry.stream_id,
+                layer=entry.layer,
+                shard=entry.shard,
+                draw=group.draw(steps_finished, masks_begun),
+                device=entry.param.device,
+            )
+            entry.step.add_(1)
+            adamw_step_(
+                entry.param,
+                grad,
+                entry.exp_avg,
+                entry.exp_avg_sq,
+                keep,
+                step=int(entry.step.item()),
+                lr=float(group.lr),
+                beta1=group.beta1,
+                beta2=group.beta2,
+                eps=group.eps,
+                weight_decay=group.weight_decay,
+                site=group.site,
+                mask_decay=group.mask_decay,
+                mask_scale=rescale_factor(float(group.drop_prob)) if group.rescale else 1.0,
+                grad_factor=(-1.0 if group.maximize else 1.0) / loss_scale,
+            )
+        counters[abi.STEPS_FINISHED] += 1
+
+
+class CpuExecutor:
+    """All entries of a dtype signature in one call of the C++ kernel."""
+
+    def __init__(self, entries: Sequence[Entry], knobs: Sequence[Knobs]) -> None:
+        members: dict[Dtypes, list[int]] = {}
+        for index, entry in enumerate(entries):
+            members.setdefault(entry.dtypes, []).append(index)
+        self._grad_ptrs = _pointers([entry.grad for entry in entries])
+        self._calls = [
+            (dtypes, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
+            for dtypes, rows in members.items()
+        ]
+
+    def set_grads(self, grads: Sequence[Tensor]) -> None:
+        """See :class:`Executor`."""
+        grad_ptrs = _pointers(grads)
+        for _, rows, tensor_table, _ in self._calls:
+            tensor_table[:, abi.GRAD] += (grad_ptrs - self._grad_ptrs)[rows]
+        self._grad_ptrs = grad_ptrs
+
+    def step(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """See :class:`Executor`."""
+        if found_inf is not None and found_inf.item() != 0:
+            return
+        rows = [group.row() for group in knobs]
+        for row, group in zip(rows, knobs, strict=True):
+            row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
+        group_table = torch.tensor(rows, dtype=torch.float64)
+        for dtypes, _, tensor_table, layout_table in self._calls:
+            cpu.step_(
+                tensor_table,
+                layout_table,
+                group_table,
+                counters,
+                param_dtype=dtypes[0],
+                grad_dtype=dtypes[1],
+                moment_dtype=dtypes[2],
+                grad_factor=1.0 if grad_scale is None else 1.0 / grad_scale.item(),
+            )
+        counters[abi.STEPS_FINISHED] += 1
+
+
+class TritonExecutor:
+    """All entries of a dtype signature in one launch; nothing waits for the device."""
+
+    def __init__(
+        self, entries: Sequence[Entry], knobs: Sequence[Knobs], device: torch.device
+    ) -> None:
+        launcher = _triton()
+        assert launcher is not None
+        tensor_table, layout_table = tensor_tables(entries, knobs)
+        self._grad_ptrs = _pointers([entry.grad for entry in entries])
+        self._launcher = launcher.TritonStep(
+            tensor_table, layout_table, [entry.dtypes for entry in entries], len(knobs), device
+        )
+        self._rows: list[list[float]] = []
+
+    def set_grads(self, grads: Sequence[Tensor]) -> None:
+        """See :class:`Executor`."""
+        grad_ptrs = _pointers(grads)
+        self._launcher.move_grads(grad_ptrs - self._grad_ptrs)
+        self._grad_ptrs = grad_ptrs
+
+    def step(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """See :class:`Executor`."""
+        rows = [group.row() for group in knobs]
+        if rows != self._rows:
+            self._launcher.set_groups(rows)
+            self._rows = rows
+        for index, group in enumerate(knobs):
+            for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
+                if isinstance(value, Tensor):
+                    self._launcher.group_table[index, column].copy_(value)
+        self._launcher.step(counters, grad_scale, found_inf)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)

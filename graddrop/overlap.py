@@ -1,0 +1,57 @@
+"""Whether two parameters share memory: two steps on one entry would be a race."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_disjoint(params: Sequence[Tensor]) -> None:
+    """Check that no two tensors share an element.
+
+    Args:
+        params: local tensors of any strides and devices; empty ones are ignored.
+
+    Raises:
+        ValueError: two tensors share memory. Names their positions and shapes.
+    """
+    spans = sorted(
+        (
+            (str(param.device), param.data_ptr(), param.data_ptr() + _extent(param), index)
+            for index, param in enumerate(params)
+            if param.numel()
+        ),
+    )
+    for (device, _, end, first), (other_device, start, _, second) in zip(
+        spans, spans[1:], strict=False
+    ):
+        if device == other_device and start < end and _overlap(params[first], params[second]):
+            raise ValueError(
+                f"parameters {first} and {second} of shapes {tuple(params[first].shape)} and "
+                f"{tuple(params[second].shape)} share memory: pass tied or overlapping parameters "
+                "once, as model.parameters() does"
+            )
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first entry to behind the last one."""
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return (last + 1) * tensor.element_size()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """For tensors whose extents overlap: whether they really meet (two columns do not)."""
+    if all(_extent(t) == t.numel() * t.element_size() for t in (a, b)):
+        return True
+    return bool(torch.isin(_addresses(a), _addresses(b)).any())
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """Address of each 2-byte cell that an entry covers, int64."""
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = (offsets.unsqueeze(-1) + torch.arange(size) * stride).flatten()
+    cells = torch.arange(0, tensor.element_size(), 2)
+    return ((tensor.data_ptr() + offsets * tensor.element_size()).unsqueeze(-1) + cells).flatten()

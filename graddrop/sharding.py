@@ -1,0 +1,52 @@
+"""Where a (possibly distributed) parameter's local data lies in the whole parameter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask import Shard
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    if type(tensor) in _PLAIN or not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The data that this process holds: a view for a DTensor, the tensor itself otherwise."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_of(param: Tensor) -> Shard:
+    """Place of the local data in the whole parameter.
+
+    Raises:
+        ValueError: a DTensor with a pending reduction (``Partial``): its values are not final.
+    """
+    if not _is_dtensor(param):
+        return Shard.whole(tuple(param.shape))
+    placed: Any = param
+    if any(placement.is_partial() for placement in placed.placements):
+        raise ValueError(
+            f"expected a sharded or replicated parameter, got placements {placed.placements}: "
+            "reduce it first, for example with param.full_tensor()"
+        )
+    return Shard(tuple(param.shape), _offset(placed))
+
+
+def _offset(dtensor: Any) -> tuple[int, ...]:
+    # The one place that touches this private module: nothing public says where a shard lies.
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    offset: Sequence[int] = compute_local_shape_and_global_offset(
+        dtensor.shape, dtensor.device_mesh, dtensor.placements
+    )[1]
+    # an empty shard is placed past the end: nothing is read there
+    return tuple(int(index) for index in offset)

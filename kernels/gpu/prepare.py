@@ -1,0 +1,119 @@
+"""What the step needs to know of each tensor, derived on the device before the step."""
+
+import triton
+import triton.language as tl
+
+from .. import abi
+from .philox import u16_of_element
+
+# kernels see globals only as constexpr
+_STEP, _STREAM, _UNIT = (tl.constexpr(c) for c in (abi.STEP, abi.STREAM, abi.UNIT))
+_MODE, _GROUP = tl.constexpr(abi.MODE), tl.constexpr(abi.GROUP)
+_N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
+_LR, _BETA1, _BETA2 = tl.constexpr(abi.LR), tl.constexpr(abi.BETA1), tl.constexpr(abi.BETA2)
+_EPS, _WEIGHT_DECAY = tl.constexpr(abi.EPS), tl.constexpr(abi.WEIGHT_DECAY)
+_GRAD_SIGN, _DROP_PROB = tl.constexpr(abi.GRAD_SIGN), tl.constexpr(abi.DROP_PROB)
+_RESCALE, _PERIOD = tl.constexpr(abi.RESCALE), tl.constexpr(abi.PERIOD)
+_SEED_LOW, _SEED_HIGH = tl.constexpr(abi.SEED_LOW), tl.constexpr(abi.SEED_HIGH)
+_N_GROUP_COLUMNS = tl.constexpr(abi.N_GROUP_COLUMNS)
+_SOURCE_NONE, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_TENSOR)
+_SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
+_N_SITES = tl.constexpr(abi.N_SITES)
+
+# Out: fp32 [n_tensors, FLOATS], in the order of step._load_scalars, and int32 [n_tensors, INTS]:
+FLOATS, INTS = tl.constexpr(8), tl.constexpr(8)
+ACTIVE = tl.constexpr(0)  # 0: skipped, or frozen as a whole; nothing of the tensor changes
+KEEP = tl.constexpr(1)  # SOURCE_TENSOR: the decision
+THRESHOLD = tl.constexpr(2)  # [0, 65536]
+DRAW = tl.constexpr(3)  # bits of a uint32, as are the halves of the key
+KEY_LOW, KEY_HIGH = tl.constexpr(4), tl.constexpr(5)
+
+
+@triton.jit(do_not_specialize=["n_tensors"])
+def prepare(
+    tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
+    group_table,  # fp64 [n_groups, N_GROUP_COLUMNS]
+    counters,  # int64 [2], advanced here
+    floats,  # fp32 [n_tensors, FLOATS], out
+    ints,  # int32 [n_tensors, INTS], out
+    grad_scale,  # fp32 [1] or None: loss scale that the gradients carry
+    found_inf,  # fp32 [1] or None: unless 0, this step is skipped, counters included
+    n_tensors,
+    BLOCK: tl.constexpr,
+):
+    """Advance the counters and derive each tensor's scalars from its group's numbers, in fp64.
+
+    One program, so that every tensor reads the counters before they move.
+    """
+    active = True
+    if found_inf is not None:
+        active = tl.load(found_inf) == 0.0
+    inv_loss_scale = 1.0
+    if grad_scale is not None:
+        inv_loss_scale = 1.0 / tl.load(grad_scale).to(tl.float64)
+    steps_finished = tl.load(counters)
+    masks_begun = tl.load(counters + 1)
+    for start in range(0, n_tensors, BLOCK):
+        tensor = start + tl.arange(0, BLOCK)
+        valid = tensor < n_tensors
+        row = tensor_table + tensor.to(tl.int64) * _N_TENSOR_COLUMNS
+        group = group_table + tl.load(row + _GROUP, mask=valid, other=0) * _N_GROUP_COLUMNS
+        lr = tl.load(group + _LR)
+        beta1, beta2 = tl.load(group + _BETA1), tl.load(group + _BETA2)
+
+        step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
+        step = tl.load(step_ptr, mask=valid, other=0.0) + 1.0
+        tl.store(step_ptr, step, mask=valid & active)
+        step = step.to(tl.float64)
+        bias_correction1 = 1.0 - tl.exp(step * tl.log(beta1))
+        bias_correction2 = 1.0 - tl.exp(step * tl.log(beta2))
+
+        # threshold: round(65536 drop_prob), ties to even
+        scaled = tl.load(group + _DROP_PROB) * 65536.0
+        threshold = tl.floor(scaled + 0.5).to(tl.int32)
+        tie = threshold.to(tl.float64) - scaled == 0.5
+        threshold -= (tie & (threshold % 2 == 1)).to(tl.int32)
+        threshold = tl.minimum(tl.maximum(threshold, 0), 65536)
+        period = tl.load(group + _PERIOD).to(tl.int64)
+        draw = tl.where(period > 0, steps_finished // tl.maximum(period, 1), masks_begun)
+        draw = draw.to(tl.uint32)
+        seed_low = tl.load(group + _SEED_LOW).to(tl.int64)
+        seed_high = tl.load(group + _SEED_HIGH).to(tl.int64)
+        bits = u16_of_element(
+            tl.load(row + _UNIT, mask=valid, other=0).to(tl.uint64),
+            tl.load(row + _STREAM, mask=valid, other=0).to(tl.uint32),
+            draw,
+            ((seed_high << 32) | seed_low).to(tl.uint64),
+        )
+        keep = bits.to(tl.int32) >= threshold
+
+        mode = tl.load(row + _MODE, mask=valid, other=0)
+        source, site = mode // _N_SITES, mode % _N_SITES
+        kept = tl.maximum(65536 - threshold, 1).to(tl.float64)
+        scale = tl.where(tl.load(group + _RESCALE) != 0.0, 65536.0 / kept, 1.0)
+        on_grad = (source != _SOURCE_NONE) & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
+        on_update = (source != _SOURCE_NONE) & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
+        frozen = (source == _SOURCE_TENSOR) & (site == _SITE_FREEZE) & (keep == 0)
+
+        grad_factor = tl.load(group + _GRAD_SIGN) * tl.where(on_grad, scale, 1.0) * inv_loss_scale
+        step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
+        out = floats + tensor * FLOATS
+        tl.store(out + 0, grad_factor.to(tl.float32), mask=valid)
+        tl.store(out + 1, (1.0 - beta1).to(tl.float32), mask=valid)
+        tl.store(out + 2, beta2.to(tl.float32), mask=valid)
+        tl.store(out + 3, (1.0 - beta2).to(tl.float32), mask=valid)
+        tl.store(out + 4, tl.load(group + _EPS).to(tl.float32), mask=valid)
+        decay_factor = 1.0 - lr * tl.load(group + _WEIGHT_DECAY)
+        tl.store(out + 5, decay_factor.to(tl.float32), mask=valid)
+        tl.store(out + 6, step_size.to(tl.float32), mask=valid)
+        inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
+        tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
+        out = ints + tensor * INTS
+        tl.store(out + ACTIVE, (active & (frozen == 0)).to(tl.int32), mask=valid)
+        tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
+        tl.store(out + THRESHOLD, threshold, mask=valid)
+        tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
+        tl.store(out + KEY_LOW, seed_low.to(tl.int32), mask=valid)
+        tl.store(out + KEY_HIGH, seed_high.to(tl.int32), mask=valid)
+    tl.debug_barrier()
+    tl.store(counters, steps_finished + 1, mask=active)
