@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test lint bench ext clean
 
 demo: $(VENV)/xglue.stamp
-	@$(RUN) -m graddrop.cli demo --output demo-output
+	@$(VENV)/bin/graddrop demo --output demo-output
 
 test: $(VENV)/dev.stamp
 	@$(RUN) -m pytest --quiet
@@ -36,8 +36,8 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	@$(RUN) -m pytest bench
 
-ext:
-	@$(PYTHON) setup.py --quiet build_ext --inplace
+ext: $(VENV)/torch.stamp
+	@$(RUN) setup.py --quiet build_ext --inplace
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output graddrop/kernels/cpu/*.so
