@@ -1,0 +1,44 @@
+"""The command line: one table of sub-commands, each imported when it is called for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Name, module with `add_arguments(parser)` and `run(args) -> int`, one line of help.
+COMMANDS = (
+    ("finetune", "graddrop.xglue.finetune", "fine-tune on one XGLUE task, score every language"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command.
+
+    Args:
+        argv: Arguments after the program's name; None means those of the process.
+
+    Returns:
+        The exit status: 0, or 2 for an error of the user's, which is said in one line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="graddrop", description="Stochastic gradient masking for fine-tuning."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module, summary in COMMANDS:
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        # Only the module that is called for is imported: `graddrop --help` stays quick.
+        if arguments[:1] == [name]:
+            implementation = import_module(module)
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except (ValueError, OSError) as error:
+        print(f"graddrop {parsed.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What a fine-tuning run is asked to do."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graddrop.xglue.methods import EXEMPTIONS, METHODS
+from graddrop.xglue.model import TINY
+from graddrop.xglue.tasks import TASKS, get_task
+
+SELECTIONS = ("en-dev", "average-dev", "last")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One run: a task, a model, a method.
+
+    None means what the task's published recipe says, or what the method's preset says.
+
+    Args:
+        task: Name of a task.
+        data: Folder that holds the tasks' folders.
+        output: Folder of the run.
+        model: Name on the Hub, folder, or `tiny` (random weights, tokenizer trained on the spot).
+        method: Name of a method.
+        drop_prob: Probability that an entry's gradient is dropped, in [0, 1].
+        seed: Seed of the weights, the data order, the dropout, and the masks.
+        languages: Languages to evaluate; none means all that are found.
+        epochs: Passes over the training set.
+        max_steps: Optimizer steps, in place of `epochs`.
+        batch_size: Examples per optimizer step on each device.
+        accumulation: Micro-batches that make up a batch; must divide `batch_size`.
+        eval_batch_size: Examples per batch of evaluation on each device.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay, not applied to biases and norms.
+        warmup_steps: Optimizer steps of linear warm-up.
+        max_grad_norm: Bound of the unmasked gradients' norm.
+        max_length: Sub-words per model input.
+        precision: `fp32`, or mixed precision with `bf16` or `fp16`.
+        exempt: Parameters that are never masked: some of `head`, `embeddings`, `norms`, `biases`.
+        select: Whose weights are kept: the best checkpoint by English dev (strictly zero-shot), by
+            dev averaged over languages (as the published baseline does), or the last.
+        eval_all: Evaluate every language on dev during training, for learning curves.
+        eval_steps: Optimizer steps between evaluations; None means once per epoch.
+        save_steps: Optimizer steps between checkpoints beside those of evaluations.
+        log_steps: Optimizer steps between entries of the learning curve.
+        limit_train: Training examples to use; None means all.
+        limit_eval: Examples to use of each evaluation file; None means all.
+        keep_checkpoints: Keep the Trainer's checkpoints when the run has finished.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    task: str
+    data: str
+    output: str
+    model: str = TINY
+    method: str = "graddrop"
+    drop_prob: float | None = None
+    seed: int = 0
+    languages: tuple[str, ...] = ()
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    accumulation: int = 1
+    eval_batch_size: int = 64
+    lr: float | None = None
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    max_length: int | None = None
+    precision: str = "fp32"
+    exempt: tuple[str, ...] = ()
+    select: str = "en-dev"
+    eval_all: bool = False
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    log_steps: int = 10
+    limit_train: int | None = None
+    limit_eval: int | None = None
+    keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("task", self.task, tuple(TASKS))
+        _one_of("method", self.method, tuple(METHODS))
+        _one_of("select", self.select, SELECTIONS)
+        _one_of("precision", self.precision, PRECISIONS)
+        for kind in self.exempt:
+            _one_of("exempt", kind, tuple(EXEMPTIONS))
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.drop_prob is not None and not 0 <= self.drop_prob <= 1:
+            raise ValueError(f"drop_prob must be in [0, 1], got {self.drop_prob}")
+        if self.batch_size is not None and self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation must divide batch_size, got {self.accumulation} "
+                f"for {self.batch_size}"
+            )
+
+    def resolved(self) -> "FinetuneConfig":
+        """Return the same run with the recipe's and the method's values filled in."""
+        recipe = get_task(self.task).recipe
+        method = METHODS[self.method]
+        chosen: dict[str, Any] = {
+            name: getattr(recipe, name)
+            for name in ("lr", "batch_size", "max_length")
+            if getattr(self, name) is None
+        }
+        if self.epochs is None and self.max_steps is None:
+            chosen["epochs"] = recipe.epochs
+        if self.drop_prob is None:
+            chosen["drop_prob"] = method.drop_prob
+        return dataclasses.replace(self, **chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as JSON has it, without its place, so that folders can be moved."""
+        values = dataclasses.asdict(self)
+        del values["output"]
+        values["data"] = str(Path(self.data).absolute())
+        return json.loads(json.dumps(values))
+
+
+_POSITIVE = (
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "accumulation",
+    "eval_batch_size",
+    "lr",
+    "max_length",
+    "eval_steps",
+    "save_steps",
+    "log_steps",
+    "limit_train",
+    "limit_eval",
+)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")

@@ -1,0 +1,186 @@
+"""The output folder of a run: what is in it is whole, whenever the run was killed.
+
+config.json     what was asked for; written first
+checkpoints/    the Trainer's checkpoints, each with a seal once it is whole
+model/          final weights and tokenizer
+predictions/    predictions in the official format, if asked for
+result.json     scores; written last, so a folder with it is finished
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+SEAL_FILE = "seal.json"
+
+
+class RunFolderError(ValueError):
+    """An output folder that this run must not touch."""
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that is there as a whole or not at all.
+
+    Args:
+        path: Where; an older file of that name stays until the new one is complete.
+        value: What `json` can write.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; `path` is then unchanged.
+    """
+    # The name of the process keeps two writers apart; the suffix keeps readers away.
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunFolderError: If it is not JSON.
+        OSError: If it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path}: expected JSON ({error}); remove the file") from error
+
+
+class RunFolder:
+    """The output folder of one run.
+
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.predictions = path / "predictions"
+
+    def check(self, config: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+        """Refuse the folder unless it is free or this run's own; change nothing.
+
+        Args:
+            config: What the run was asked for, as JSON has it.
+            resume: Whether an earlier attempt at the same run may be continued.
+
+        Returns:
+            The result, if the run has finished already.
+
+        Raises:
+            RunFolderError: If the folder holds another configuration, a run of this configuration
+                while `resume` is False, or files that are no run's.
+            OSError: If it cannot be read.
+        """
+        file = self.path / CONFIG_FILE
+        if file.exists():
+            stored = read_json(file)
+            if stored != config:
+                raise RunFolderError(
+                    f"{self.path} holds a run of another configuration "
+                    f"({_difference(stored, config)}); choose another output folder"
+                )
+            result = self.result()
+            if not resume:
+                state = "an unfinished" if result is None else "a finished"
+                raise RunFolderError(
+                    f"{self.path} holds {state} run of this configuration; "
+                    "pass --resume to go on with it, or choose another output folder"
+                )
+            return result
+        if self.path.exists():
+            if not self.path.is_dir():
+                raise RunFolderError(f"{self.path} is a file; expected a folder for the output")
+            # A run killed while it wrote its configuration leaves a draft.
+            names = (entry.name for entry in self.path.iterdir())
+            strangers = sorted(name for name in names if not name.endswith(".tmp"))
+            if strangers:
+                raise RunFolderError(
+                    f"{self.path} is not empty and holds no {CONFIG_FILE} "
+                    f"(found {strangers[0]}); choose another output folder"
+                )
+        return None
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Make the folder this run's own.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / CONFIG_FILE, config)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, or None."""
+        file = self.path / RESULT_FILE
+        return read_json(file) if file.exists() else None
+
+    def finish(self, result: dict[str, Any], keep_checkpoints: bool) -> None:
+        """Write the result, then remove the checkpoints unless they are to be kept."""
+        write_json(self.path / RESULT_FILE, result)
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest whole checkpoint and remove the ones that are not whole."""
+        whole: list[tuple[int, Path]] = []
+        for folder in self.checkpoints.glob("checkpoint-*"):
+            if is_whole(folder):
+                whole.append((int(folder.name.rpartition("-")[2]), folder))
+            else:
+                shutil.rmtree(folder)
+        return max(whole)[1] if whole else None
+
+
+def seal(checkpoint: Path, note: dict[str, Any]) -> None:
+    """Declare a checkpoint whole.
+
+    Args:
+        checkpoint: Folder whose files are all written.
+        note: Anything to keep with it.
+    """
+    sizes = {}
+    for file in sorted(checkpoint.rglob("*")):
+        if file.is_file() and file.name != SEAL_FILE:
+            with file.open("rb") as handle:
+                # The seal must not reach the disk before what it vouches for.
+                os.fsync(handle.fileno())
+            sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
+    write_json(checkpoint / SEAL_FILE, {"sizes": sizes, "note": note})
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was sealed and still has every file at its full size."""
+    file = checkpoint / SEAL_FILE
+    return file.exists() and all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
+        for name, size in read_json(file)["sizes"].items()
+    )
+
+
+def seal_note(checkpoint: Path) -> dict[str, Any]:
+    """Return what was kept with the seal of a whole checkpoint."""
+    return read_json(checkpoint / SEAL_FILE)["note"]
+
+
+def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    names = sorted(
+        name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name)
+    )
+    return "; ".join(
+        f"{name}: there {stored.get(name)!r}, asked {asked.get(name)!r}" for name in names[:4]
+    )
