@@ -9,14 +9,14 @@ from .. import abi
 from .prepare import FLOATS, INTS, prepare
 from .step import BLOCK, TILES, dense_step, strided_step
 
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_PREPARE_BLOCK = 512
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+PREPARE_BLOCK = 512  # tensors per turn
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
 
 
 def supports(dtypes: Dtypes) -> bool:
     """Whether the kernels take these dtypes of (param, grad, moments)."""
-    return all(dtype in _DTYPES for dtype in dtypes)
+    return all(dtype in DTYPES for dtype in dtypes)
 
 
 def interpreted() -> bool:
@@ -89,11 +89,11 @@ class TritonStep:
             grad_scale,
             found_inf,
             len(self._tensor_table),
-            BLOCK=_PREPARE_BLOCK,
-            enable_fp_fusion=True,
+            BLOCK=PREPARE_BLOCK,
+            **self._options(vector=4),
         )
         for (dtypes, strided, aligned), (chunks, modes) in self._launches.items():
-            param_dtype, grad_dtype, moment_dtype = (_DTYPES[dtype] for dtype in dtypes)
+            param_dtype, grad_dtype, moment_dtype = (DTYPES[dtype] for dtype in dtypes)
             if strided:
                 strided_step[(len(chunks),)](
                     chunks,
@@ -105,10 +105,10 @@ class TritonStep:
                     GRAD_DTYPE=grad_dtype,
                     MOMENT_DTYPE=moment_dtype,
                     MODES=modes,
-                    enable_fp_fusion=True,
+                    **self._options(vector=4),
                 )
             else:
-                vector, num_warps = vector_and_warps(dtypes)
+                vector = vector_width(dtypes, modes)
                 dense_step[(len(chunks),)](
                     chunks,
                     self._tensor_table,
@@ -120,14 +120,16 @@ class TritonStep:
                     MODES=modes,
                     ALIGNED=aligned,
                     VECTOR=vector,
-                    num_warps=num_warps,
-                    enable_fp_fusion=True,
+                    **self._options(vector),
                 )
 
     @property
     def n_launches(self) -> int:
         """Kernel launches per step."""
         return 1 + len(self._launches)
+
+    def _options(self, vector: int) -> dict[str, int | bool]:
+        return launch_options(vector, "hip" if torch.version.hip else "cuda")
 
     def _alignment(self) -> Tensor:
         """bool [n_tensors]: every origin is a multiple of 16 bytes, as 128-bit loads want it."""
@@ -173,9 +175,28 @@ class TritonStep:
             self._pinned.append(pinned)
 
 
-def vector_and_warps(dtypes: Dtypes) -> tuple[int, int]:
-    """(neighbouring elements per thread, warps) of `dense_step`.
+# Modes that leave an NVIDIA thread enough of 64 registers for 8 elements at a time.
+_LIGHT_MODES = (1 << abi.SOURCE_NONE * abi.N_SITES) | sum(
+    1 << (abi.SOURCE_ELEMENT * abi.N_SITES + site) for site in (abi.SITE_GRAD, abi.SITE_UPDATE)
+)
 
-    128-bit accesses hold 4 elements of 32 bits, or 8 of 16; half a tile is 512 elements either way.
+
+def vector_width(dtypes: Dtypes, modes: int) -> int:
+    """Neighbouring elements per thread: 128 bits hold 4 of 32 bits, or 8 of 16.
+
+    Where 8 would spill registers, 16-bit tensors too go by 4, in 64-bit accesses.
     """
-    return (8, 2) if all(dtype.itemsize == 2 for dtype in dtypes) else (4, 4)
+    narrow = all(dtype.itemsize == 2 for dtype in dtypes)
+    return 8 if narrow and not modes & ~_LIGHT_MODES else 4
+
+
+def launch_options(vector: int, backend: str) -> dict[str, int | bool]:
+    """Compiler options for a backend of Triton, "cuda" or "hip".
+
+    Half a tile is 512 elements, so the vector width sets the number of threads. 64 registers let 32
+    warps live on an NVIDIA multiprocessor; only 8 elements per thread have to be told so.
+    """
+    options: dict[str, int | bool] = {"num_warps": 16 // vector, "enable_fp_fusion": True}
+    if backend == "cuda" and vector == 8:
+        options["maxnreg"] = 64
+    return options

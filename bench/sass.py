@@ -1,0 +1,259 @@
+"""Machine code of the Triton kernels, compiled ahead of time: what can be promised with no GPU.
+
+    python bench/sass.py            a table for sm_90, and whether the other targets compile
+    python bench/sass.py --json     the same as JSON, for the tests
+
+Needs Triton's own nvdisasm and cuobjdump, which its wheel carries, and no GPU. The kernels must not
+have been imported under TRITON_INTERPRET=1.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from graddrop.kernels import abi
+from graddrop.kernels.gpu import launch
+from graddrop.kernels.gpu.prepare import prepare
+from graddrop.kernels.gpu.step import dense_step, strided_step
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+PLAIN = 1 << 0
+ELEMENT = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_GRAD)
+ROW = 1 << (abi.SOURCE_ROW * abi.N_SITES + abi.SITE_GRAD)
+TENSOR_FREEZE = 1 << (abi.SOURCE_TENSOR * abi.N_SITES + abi.SITE_FREEZE)
+FREEZE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_FREEZE)
+UPDATE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_UPDATE)
+EVERY_MODE = PLAIN | sum(1 << mode for mode in range(abi.N_SITES * abi.SOURCE_ELEMENT, abi.N_MODES))
+
+CASES = {
+    "fp32, no mask": ((F32, F32, F32), PLAIN),
+    "fp32, element mask": ((F32, F32, F32), ELEMENT),
+    "fp32, element mask beside exempt tensors": ((F32, F32, F32), PLAIN | ELEMENT),
+    "fp32, element mask, freeze": ((F32, F32, F32), FREEZE),
+    "fp32, element mask, update": ((F32, F32, F32), UPDATE),
+    "fp32, row mask": ((F32, F32, F32), ROW),
+    "fp32, layer mask, freeze": ((F32, F32, F32), TENSOR_FREEZE),
+    "bf16 with fp32 moments, element mask": ((BF16, BF16, F32), ELEMENT),
+    "fp16 with fp32 moments, element mask": ((F16, F16, F32), ELEMENT),
+    "all bf16, element mask": ((BF16, BF16, BF16), ELEMENT),
+    "all bf16, element mask, freeze": ((BF16, BF16, BF16), FREEZE),
+    "fp32, every mode in one launch": ((F32, F32, F32), EVERY_MODE),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the sm_90 machine code of one kernel says.
+
+    ``loop`` counts instructions of the loop over full tiles; ``per_element`` divides that by the
+    elements that a thread moves per turn. ``wide`` are the widths in bits of its global accesses.
+    """
+
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    local_accesses: int
+    shared_accesses: int
+    loop: int
+    per_element: float
+    wide: dict[str, int]
+
+
+def compile_kernel(
+    fn: Any,
+    constants: dict[str, Any],
+    signature: dict[str, str],
+    target: GPUTarget,
+    vector: int = 4,
+) -> CompiledKernel:
+    """Compile a kernel for a target, every pointer a multiple of 16 bytes."""
+    full = {**signature, **dict.fromkeys(constants, "constexpr")}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, kind in enumerate(full.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(fn=fn, signature=full, constexprs=constants, attrs=aligned)
+    options = launch.launch_options(vector, target.backend)
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_dense(
+    dtypes: launch.Dtypes, modes: int, target: GPUTarget, aligned: bool = True
+) -> CompiledKernel:
+    """``dense_step`` as the launcher would compile it."""
+    vector = launch.vector_width(dtypes, modes)
+    constants = {**_dtype_constants(dtypes), "MODES": modes, "ALIGNED": aligned, "VECTOR": vector}
+    signature = {"chunks": "*i32", "tensor_table": "*i64", "floats": "*fp32", "ints": "*i32"}
+    return compile_kernel(dense_step, constants, signature, target, vector)
+
+
+def compile_strided(dtypes: launch.Dtypes, modes: int, target: GPUTarget) -> CompiledKernel:
+    """``strided_step`` as the launcher would compile it."""
+    signature = {
+        "chunks": "*i32",
+        "tensor_table": "*i64",
+        "layout_table": "*i64",
+        "floats": "*fp32",
+        "ints": "*i32",
+    }
+    constants = {**_dtype_constants(dtypes), "MODES": modes}
+    return compile_kernel(strided_step, constants, signature, target)
+
+
+def compile_prepare(target: GPUTarget) -> CompiledKernel:
+    """``prepare`` as the launcher would compile it, with loss scale and found_inf."""
+    signature = {
+        "tensor_table": "*i64",
+        "group_table": "*fp64",
+        "counters": "*i64",
+        "floats": "*fp32",
+        "ints": "*i32",
+        "grad_scale": "*fp32",
+        "found_inf": "*fp32",
+        "n_tensors": "i32",
+    }
+    return compile_kernel(prepare, {"BLOCK": launch.PREPARE_BLOCK}, signature, target)
+
+
+def _dtype_constants(dtypes: launch.Dtypes) -> dict[str, Any]:
+    names = ("PARAM_DTYPE", "GRAD_DTYPE", "MOMENT_DTYPE")
+    return {name: launch.DTYPES[dtype] for name, dtype in zip(names, dtypes, strict=True)}
+
+
+def disassemble(kernel: CompiledKernel) -> tuple[list[str], dict[str, int], str]:
+    """Instructions, index of each label, and the resource usage line."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        run = {"capture_output": True, "text": True, "check": True}
+        sass = subprocess.run([tools / "nvdisasm", "-c", file.name], **run).stdout
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], **run)
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := re.match(r"^(\.L_x_\d+):", line.strip()):
+            labels[label.group(1)] = len(instructions)
+        elif instruction := re.match(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(instruction.group(1))
+    (resources,) = (line for line in (usage.stdout + usage.stderr).splitlines() if "REG:" in line)
+    return instructions, labels, resources
+
+
+def report(kernel: CompiledKernel, vector: int) -> Report:
+    """Read a kernel's machine code.
+
+    Args:
+        kernel: compiled for an NVIDIA target.
+        vector: neighbouring elements per thread in half a tile.
+    """
+    instructions, labels, resources = disassemble(kernel)
+
+    def usage(name: str) -> int:
+        found = re.search(rf"{name}:(\d+)", resources)
+        assert found is not None, resources
+        return int(found.group(1))
+
+    loops = []
+    for end, instruction in enumerate(instructions):
+        branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
+        if branch and labels[branch.group(1)] <= end:
+            loops.append(instructions[labels[branch.group(1)] : end + 1])
+    # Loops over full tiles have the widest loads, bounded ones load entry by entry. With several
+    # modes in one kernel, the longest counts.
+    main = max(loops, key=lambda loop: (max(_width(line) for line in loop), len(loop)))
+    wide: dict[str, int] = {}
+    for line in main:
+        if width := _width(line):
+            key = f"{'load' if 'LDG' in line else 'store'} {width}"
+            wide[key] = wide.get(key, 0) + 1
+    return Report(
+        registers=usage("REG"),
+        stack_bytes=usage("STACK"),
+        local_bytes=usage("LOCAL"),
+        shared_bytes=usage("SHARED"),
+        local_accesses=sum(bool(re.search(r"\b(LDL|STL)", line)) for line in instructions),
+        shared_accesses=sum(bool(re.search(r"\b(LDS|STS|SHFL)", line)) for line in instructions),
+        loop=len(main),
+        per_element=len(main) / (2 * vector),
+        wide=wide,
+    )
+
+
+def _width(instruction: str) -> int:
+    """Bits that a global access moves per thread, 0 for any other instruction."""
+    access = re.search(r"\b(?:LDG|STG)\.E(?:\.EF|\.EL|\.LU)?(?:\.(128|64|U16|U8))?", instruction)
+    if access is None:
+        return 0
+    return {"128": 128, "64": 64, "U16": 16, "U8": 8, None: 32}[access.group(1)]
+
+
+def all_reports() -> dict[str, Report]:
+    """Every case of ``dense_step`` for sm_90."""
+    return {
+        name: report(
+            compile_dense(dtypes, modes, TARGETS["sm_90"]), launch.vector_width(dtypes, modes)
+        )
+        for name, (dtypes, modes) in CASES.items()
+    }
+
+
+def compiles_everywhere() -> dict[str, list[str]]:
+    """Target -> the kernels that were compiled to its machine code."""
+    done: dict[str, list[str]] = {}
+    for name, target in TARGETS.items():
+        binary = "cubin" if target.backend == "cuda" else "hsaco"
+        kernels = {
+            "prepare": compile_prepare(target),
+            "dense_step fp32": compile_dense((F32, F32, F32), PLAIN | ELEMENT, target),
+            "dense_step fp32 unaligned": compile_dense((F32,) * 3, ELEMENT, target, aligned=False),
+            "dense_step all bf16": compile_dense((BF16, BF16, BF16), ELEMENT, target),
+            "strided_step fp32": compile_strided((F32, F32, F32), ELEMENT | ROW, target),
+        }
+        done[name] = [kernel for kernel, compiled in kernels.items() if compiled.asm[binary]]
+    return done
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    reports, targets = all_reports(), compiles_everywhere()
+    if args.json:
+        rows = {name: asdict(found) for name, found in reports.items()}
+        print(json.dumps({"triton": triton.__version__, "sm_90": rows, "targets": targets}))
+        return
+    print(f"dense_step for sm_90, Triton {triton.__version__}")
+    print("| case | instructions per element | registers | stack | shared | accesses per turn |")
+    print("|---|---|---|---|---|---|")
+    for name, found in reports.items():
+        accesses = ", ".join(f"{count} x {what}" for what, count in sorted(found.wide.items()))
+        print(
+            f"| {name} | {found.per_element:.1f} | {found.registers} | {found.stack_bytes} "
+            f"| {found.shared_bytes} | {accesses} |"
+        )
+    for target, kernels in targets.items():
+        print(f"{target}: {', '.join(kernels)}")
+
+
+if __name__ == "__main__":
+    main()
