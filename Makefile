@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --quiet --disable-pip-version-check install --no-compile -c constraints.txt
-SETUP  := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.cpp)
+SETUP  := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 MAKEFLAGS += --no-print-directory
 # Modules are compiled when first imported, and kept: pip would compile 15,000, a run uses 3,500.

@@ -3,6 +3,8 @@
 Everything that can be said as data is in `pyproject.toml`; here stands what needs a reason or code.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
@@ -34,6 +36,7 @@ COMPILE_FLAGS = [
 CPU_KERNEL = Extension(
     "graddrop.kernels.cpu.graddrop_cpu",
     sources=["graddrop/kernels/cpu/graddrop_cpu.cpp"],
+    depends=[str(header) for header in Path("graddrop/kernels/cpu").glob("*.h")],
     language="c++",
     extra_compile_args=COMPILE_FLAGS,
     extra_link_args=["-pthread"],
