@@ -15,11 +15,6 @@ from .. import abi
 LIBRARY = Path(__file__).with_name("graddrop_cpu.so")
 ISAS = ("baseline", "avx2", "avx512")  # the order of `enum Isa`
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the order of `enum Dtype`
-_SIGNATURES = {  # (param, grad, moment) for which the library holds code
-    (torch.float32, torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16, torch.float32),
-    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
-}
 _HOW_TO_BUILD = (
     "build it with `make ext` in a checkout, or reinstall graddrop with a C++17 compiler"
 )
@@ -48,8 +43,8 @@ class Library:
 
 
 def supports(param_dtype: torch.dtype, grad_dtype: torch.dtype, moment_dtype: torch.dtype) -> bool:
-    """Whether the kernel has code for tensors of these dtypes."""
-    return (param_dtype, grad_dtype, moment_dtype) in _SIGNATURES
+    """Whether the kernel has code for tensors of these dtypes: each float32 or bfloat16."""
+    return {param_dtype, grad_dtype, moment_dtype} <= _DTYPES.keys()
 
 
 @cache

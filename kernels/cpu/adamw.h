@@ -1,0 +1,150 @@
+// The masked AdamW step on one block of entries (graddrop/reference.py is the definition).
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "isa.h"
+#include "philox.h"
+
+namespace graddrop {
+
+enum Dtype { FLOAT32, BFLOAT16 };
+
+struct Scalars {
+    float grad_factor, one_minus_beta1, beta2, one_minus_beta2;
+    float eps, decay_factor, step_size, inv_bias_correction2_sqrt;
+    uint32_t drop_threshold;
+};
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+INLINE float to_float(float x) { return x; }
+INLINE float to_float(bfloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE void store(float value, float* out) { *out = value; }
+INLINE void store(float value, bfloat16* out) {  // to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
+    out->bits = uint16_t((value == value ? rounded : bits | 0x00400000) >> 16);
+}
+
+// a * b + c. Said in the source, since the compiler's choice would differ from site to site.
+template <bool FMA>
+INLINE float multiply_add(float a, float b, float c) {
+    if constexpr (FMA) return __builtin_fmaf(a, b, c);
+    return a * b + c;
+}
+
+using StepBlock = void (*)(void* param,           // [BLOCK], updated
+                           const void* grad,      // [BLOCK]
+                           void* exp_avg,         // [BLOCK], updated
+                           void* exp_avg_sq,      // [BLOCK], updated
+                           const uint32_t* bits,  // [BLOCK], 16 random bits of each from shift on
+                           int shift,             // 0 or 16
+                           const Scalars& s);
+
+template <bool FMA, typename P, typename G, typename M, bool MASKED, Site SITE>
+INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict exp_avg,
+                  M* __restrict exp_avg_sq, const uint32_t* __restrict bits, int shift,
+                  const Scalars s) {
+    constexpr bool ON_UPDATE = SITE == SITE_UPDATE || SITE == SITE_UPDATE_DECAY_ALL;
+    for (int i = 0; i < BLOCK; ++i) {
+        const bool keep = !MASKED || (bits[i] >> shift & 0xFFFF) >= s.drop_threshold;
+        // load, in fp32
+        const float p = to_float(param[i]), m = to_float(exp_avg[i]), v = to_float(exp_avg_sq[i]);
+        // gradient: scale, mask
+        float g = to_float(grad[i]) * s.grad_factor;
+        if (MASKED && !ON_UPDATE) g = keep ? g : 0.0f;
+        // decoupled weight decay
+        const float p_decayed = p * s.decay_factor;
+        // moments
+        float m_new = multiply_add<FMA>(s.one_minus_beta1, g - m, m);
+        float v_new = multiply_add<FMA>(s.one_minus_beta2 * g, g, v * s.beta2);
+        // update
+        const float denom = multiply_add<FMA>(std::sqrt(v_new), s.inv_bias_correction2_sqrt, s.eps);
+        float p_new = p_decayed - s.step_size * m_new / denom;
+        // select
+        if (MASKED && ON_UPDATE) p_new = keep ? p_new : SITE == SITE_UPDATE ? p : p_decayed;
+        if (MASKED && SITE == SITE_FREEZE) {
+            p_new = keep ? p_new : p;
+            m_new = keep ? m_new : m;
+            v_new = keep ? v_new : v;
+        }
+        // store
+        store(p_new, param + i);
+        store(m_new, exp_avg + i);
+        store(v_new, exp_avg_sq + i);
+    }
+}
+
+#define DEFINE_STEP_BLOCK(NAME, TARGET, FMA)                                                     \
+    template <typename P, typename G, typename M, bool MASKED, Site SITE>                        \
+    TARGET void NAME(void* param, const void* grad, void* exp_avg, void* exp_avg_sq,             \
+                     const uint32_t* bits, int shift, const Scalars& s) {                        \
+        adamw<FMA, P, G, M, MASKED, SITE>(static_cast<P*>(param), static_cast<const G*>(grad),   \
+                                          static_cast<M*>(exp_avg), static_cast<M*>(exp_avg_sq), \
+                                          bits, shift, s);                                       \
+    }
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+DEFINE_STEP_BLOCK(step_block_baseline, , true)
+#else
+DEFINE_STEP_BLOCK(step_block_baseline, , false)
+#endif
+#if defined(__x86_64__)
+DEFINE_STEP_BLOCK(step_block_avx2, TARGET_AVX2, true)
+DEFINE_STEP_BLOCK(step_block_avx512, TARGET_AVX512, true)
+#endif
+
+// The code for one call: instruction set and dtypes are the same for all its tensors.
+struct Kernel {
+    DrawBlock draw_block;
+    StepBlock plain;
+    StepBlock masked[N_SITES];
+    int param_size, grad_size, moment_size;  // bytes
+};
+
+template <typename P, typename G, typename M>
+Kernel kernel_of(Isa isa) {
+#define KERNEL(NAME)                                                                 \
+    {draw_block_##NAME, step_block_##NAME<P, G, M, false, SITE_GRAD>,                \
+     {step_block_##NAME<P, G, M, true, SITE_GRAD>,                                   \
+      step_block_##NAME<P, G, M, true, SITE_UPDATE>,                                 \
+      step_block_##NAME<P, G, M, true, SITE_UPDATE_DECAY_ALL>,                       \
+      step_block_##NAME<P, G, M, true, SITE_FREEZE>},                                \
+     sizeof(P), sizeof(G), sizeof(M)}
+#if defined(__x86_64__)
+    if (isa == AVX512) return KERNEL(avx512);
+    if (isa == AVX2) return KERNEL(avx2);
+#endif
+    (void)isa;
+    return KERNEL(baseline);
+}
+
+template <typename P, typename G>
+Kernel kernel_of(Isa isa, Dtype moment) {
+    return moment == FLOAT32 ? kernel_of<P, G, float>(isa) : kernel_of<P, G, bfloat16>(isa);
+}
+
+template <typename P>
+Kernel kernel_of(Isa isa, Dtype grad, Dtype moment) {
+    return grad == FLOAT32 ? kernel_of<P, float>(isa, moment) : kernel_of<P, bfloat16>(isa, moment);
+}
+
+inline Kernel kernel_of(Isa isa, Dtype param, Dtype grad, Dtype moment) {
+    return param == FLOAT32 ? kernel_of<float>(isa, grad, moment)
+                            : kernel_of<bfloat16>(isa, grad, moment);
+}
+
+}  // namespace graddrop

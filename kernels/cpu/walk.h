@@ -1,0 +1,185 @@
+// Cutting one tile of a tensor into blocks: where operands lie, which bits are whose.
+//
+// A block that is not whole or not contiguous is copied to one that is. So each entry sees the same
+// operations wherever it lies, and results do not depend on how a parameter is cut.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "adamw.h"
+#include "philox.h"
+#include "tensor.h"
+
+namespace graddrop {
+
+INLINE void* at(uintptr_t origin, int64_t index, int size) {
+    return reinterpret_cast<void*>(origin + uintptr_t(index) * uintptr_t(size));
+}
+
+struct Range {
+    int from, to;
+    bool empty() const { return from >= to; }
+};
+
+// Entries of the block that lie in [t.begin, t.end).
+INLINE Range inside_block(const Tensor& t, int64_t element) {
+    return {int(std::clamp<int64_t>(t.begin - element, 0, BLOCK)),
+            int(std::clamp<int64_t>(t.end - element, 0, BLOCK))};
+}
+
+inline void fill_rows(const Tensor& t, int64_t element, Range range, Drawer& drawer, uint32_t* bits) {
+    int64_t row = (element + range.from) / t.row_size;
+    for (int i = range.from; i < range.to; ++row) {
+        const int64_t row_end = (row + 1) * t.row_size - element;
+        const int to = int(std::min<int64_t>(row_end, range.to));
+        std::fill(bits + i, bits + to, drawer.u16(row));
+        i = to;
+    }
+}
+
+INLINE void prefetch_block(uintptr_t origin, int64_t element, int size) {
+    constexpr int LINE = 64;  // bytes
+    for (int byte = 0; byte < BLOCK * size; byte += LINE)
+        __builtin_prefetch(static_cast<const char*>(at(origin, element, size)) + byte);
+}
+
+// Room for one block of each operand, whatever its dtype.
+struct Copy {
+    alignas(64) unsigned char param[4 * BLOCK] = {};
+    alignas(64) unsigned char grad[4 * BLOCK] = {};
+    alignas(64) unsigned char exp_avg[4 * BLOCK] = {};
+    alignas(64) unsigned char exp_avg_sq[4 * BLOCK] = {};
+};
+
+inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element, Range range,
+                  const uint32_t* bits, int shift) {
+    Copy copy;
+    const int n = range.to - range.from;
+    void* const param = at(t.param, element + range.from, kernel.param_size);
+    void* const grad = at(t.grad, element + range.from, kernel.grad_size);
+    void* const exp_avg = at(t.exp_avg, element + range.from, kernel.moment_size);
+    void* const exp_avg_sq = at(t.exp_avg_sq, element + range.from, kernel.moment_size);
+    std::memcpy(copy.param, param, n * kernel.param_size);
+    std::memcpy(copy.grad, grad, n * kernel.grad_size);
+    std::memcpy(copy.exp_avg, exp_avg, n * kernel.moment_size);
+    std::memcpy(copy.exp_avg_sq, exp_avg_sq, n * kernel.moment_size);
+    alignas(64) uint32_t moved_bits[BLOCK] = {};
+    std::copy(bits + range.from, bits + range.to, moved_bits);
+    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, moved_bits, shift, t.scalars);
+    std::memcpy(param, copy.param, n * kernel.param_size);
+    std::memcpy(exp_avg, copy.exp_avg, n * kernel.moment_size);
+    std::memcpy(exp_avg_sq, copy.exp_avg_sq, n * kernel.moment_size);
+}
+
+// The part of one tile of the whole parameter that lies in [t.begin, t.end).
+inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile) {
+    alignas(64) uint32_t words[TILE / 2] = {};
+    Drawer drawer(t.stream);
+    for (int start = 0; start < TILE; start += BLOCK) {
+        const int64_t element = tile * TILE + start;
+        const Range range = inside_block(t, element);
+        uint32_t* const bits = words + start % (TILE / 2);
+        int shift = start < TILE / 2 ? 0 : 16;
+        if (t.source == SOURCE_ELEMENT && shift == 0 &&
+            !(range.empty() && inside_block(t, element + TILE / 2).empty())) {
+            // The block's operands travel while its bits are drawn; nothing else would fetch them.
+            prefetch_block(t.param, element, kernel.param_size);
+            prefetch_block(t.grad, element, kernel.grad_size);
+            prefetch_block(t.exp_avg, element, kernel.moment_size);
+            prefetch_block(t.exp_avg_sq, element, kernel.moment_size);
+            kernel.draw_block(uint64_t(tile * (TILE / 8) + start / 4), t.stream, bits);
+        }
+        if (range.empty()) continue;
+        if (t.source == SOURCE_ROW) {
+            fill_rows(t, element, range, drawer, bits);
+            shift = 0;
+        }
+        if (range.to - range.from == BLOCK)
+            t.step_block(at(t.param, element, kernel.param_size),
+                         at(t.grad, element, kernel.grad_size),
+                         at(t.exp_avg, element, kernel.moment_size),
+                         at(t.exp_avg_sq, element, kernel.moment_size), bits, shift, t.scalars);
+        else
+            step_in_copy(t, kernel, element, range, bits, shift);
+    }
+}
+
+INLINE void copy_entry(void* to, const void* from, int size) {
+    if (size == 4)
+        std::memcpy(to, from, 4);
+    else
+        std::memcpy(to, from, 2);
+}
+
+// The multi-dimensional index of a local entry, and what it amounts to in each operand.
+class Walk {
+  public:
+    Walk(const Tensor& t, int64_t entry) : layout_(t.layout), n_dims_(int(t.layout[N_DIMS])) {
+        element = t.begin;
+        for (int dim = n_dims_ - 1; dim >= 0; --dim) {
+            index_[dim] = entry % layout_[SIZES + dim];
+            entry /= layout_[SIZES + dim];
+            move(dim, index_[dim]);
+        }
+    }
+
+    void next() {
+        for (int dim = n_dims_ - 1; dim >= 0; --dim) {
+            move(dim, 1);
+            if (++index_[dim] < layout_[SIZES + dim]) return;
+            move(dim, -index_[dim]);
+            index_[dim] = 0;
+        }
+    }
+
+    int64_t param = 0, grad = 0, moment = 0, element;
+
+  private:
+    void move(int dim, int64_t n) {
+        param += n * layout_[PARAM_STRIDES + dim];
+        grad += n * layout_[GRAD_STRIDES + dim];
+        moment += n * layout_[MOMENT_STRIDES + dim];
+        element += n * layout_[ELEMENT_STRIDES + dim];
+    }
+
+    const int64_t* layout_;
+    int n_dims_;
+    int64_t index_[MAX_DIMS];
+};
+
+// Local entries from TILE * tile on, in walking order.
+inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
+    const int64_t end = std::min((tile + 1) * TILE, t.end - t.begin);
+    Walk entry(t, tile * TILE);
+    Drawer drawer(t.stream);
+    alignas(64) uint32_t bits[BLOCK] = {};
+    for (int64_t first = tile * TILE; first < end; first += BLOCK) {
+        Copy copy;
+        void *param[BLOCK], *exp_avg[BLOCK], *exp_avg_sq[BLOCK];
+        const int n = int(std::min<int64_t>(end - first, BLOCK));
+        for (int i = 0; i < n; ++i, entry.next()) {
+            param[i] = at(t.param, entry.param, kernel.param_size);
+            exp_avg[i] = at(t.exp_avg, entry.moment, kernel.moment_size);
+            exp_avg_sq[i] = at(t.exp_avg_sq, entry.moment, kernel.moment_size);
+            copy_entry(copy.param + i * kernel.param_size, param[i], kernel.param_size);
+            copy_entry(copy.grad + i * kernel.grad_size, at(t.grad, entry.grad, kernel.grad_size),
+                       kernel.grad_size);
+            copy_entry(copy.exp_avg + i * kernel.moment_size, exp_avg[i], kernel.moment_size);
+            copy_entry(copy.exp_avg_sq + i * kernel.moment_size, exp_avg_sq[i], kernel.moment_size);
+            if (t.source == SOURCE_ELEMENT) bits[i] = drawer.u16(entry.element);
+            if (t.source == SOURCE_ROW) bits[i] = drawer.u16(entry.element / t.row_size);
+        }
+        t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, bits, 0, t.scalars);
+        for (int i = 0; i < n; ++i) {
+            copy_entry(param[i], copy.param + i * kernel.param_size, kernel.param_size);
+            copy_entry(exp_avg[i], copy.exp_avg + i * kernel.moment_size, kernel.moment_size);
+            copy_entry(exp_avg_sq[i], copy.exp_avg_sq + i * kernel.moment_size, kernel.moment_size);
+        }
+    }
+}
+
+}  // namespace graddrop
