@@ -228,6 +228,11 @@ class TritonExecutor:
         )
         self._rows: list[list[float]] = []
 
+    @property
+    def n_launches(self) -> int:
+        """Kernel launches per step."""
+        return self._launcher.n_launches
+
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
         grad_ptrs = _pointers(grads)
