@@ -1,5 +1,6 @@
 """What a stranger gets: the package imports, and hurts nobody, however it is installed."""
 
+import ast
 import ctypes
 import email
 import importlib.util
@@ -14,6 +15,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,7 +142,18 @@ def from_wheel(wheel: Path, workshop: Path) -> Installation:
     return Installation(python, "", site)
 
 
-@pytest.fixture(params=["wheel", "editable", "sdist", "checkout"])
+PROBE = """
+import json, sys
+import torch
+before = set(sys.modules)
+import graddrop
+loaded = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+import graddrop.kernels.abi
+print(json.dumps({"kernels": graddrop.kernels.abi.__file__, "loaded": loaded}))
+"""
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable", "sdist", "checkout"])
 def installation(request: pytest.FixtureRequest, bare_python: Path) -> Installation:
     """Every way in which the package can be there."""
     if request.param == "wheel":
@@ -151,6 +164,12 @@ def installation(request: pytest.FixtureRequest, bare_python: Path) -> Installat
     return Installation(bare_python, str(folder), folder)
 
 
+@pytest.fixture(scope="module")
+def probed(installation: Installation, workshop: Path) -> dict[str, Any]:
+    """What importing us there loads."""
+    return json.loads(installation.run(PROBE, cwd=workshop))
+
+
 def python_files(folder: Path) -> set[str]:
     """Python files of the package, links followed, relative to the folder that contains it."""
     walk = os.walk(folder / "graddrop", followlinks=True)
@@ -158,22 +177,18 @@ def python_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in paths if path.suffix == ".py"}
 
 
-def test_kernels_import_from_every_installation(installation: Installation, tmp_path: Path) -> None:
-    """`graddrop.kernels` imports, from the installation's own files."""
-    code = "import graddrop.kernels.abi as abi; print(abi.__file__)"
-    file = Path(installation.run(code, cwd=tmp_path).strip())
-    assert file == installation.home / "graddrop/kernels/abi.py"
-
-
-def test_importing_us_imports_neither_triton_nor_transformers(
-    installation: Installation, tmp_path: Path
+def test_kernels_import_from_every_installation(
+    installation: Installation, probed: dict[str, Any]
 ) -> None:
-    """`import graddrop` costs torch, and nothing that torch itself does not import."""
-    code = "import torch, sys; before = set(sys.modules); import graddrop, json; "
-    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
-    loaded = {name.split(".")[0] for name in json.loads(installation.run(code, cwd=tmp_path))}
-    assert "graddrop" in loaded
-    assert not loaded & {"triton", "transformers", "datasets", "accelerate", "numpy"}
+    """`graddrop.kernels` imports, from the installation's own files."""
+    assert probed["kernels"] == str(installation.home / "graddrop/kernels/abi.py")
+
+
+def test_importing_us_imports_neither_triton_nor_transformers(probed: dict[str, Any]) -> None:
+    """`import graddrop` costs torch, and nothing else of any size."""
+    assert "graddrop" in probed["loaded"]
+    heavy = {"triton", "transformers", "datasets", "accelerate", "scipy", "matplotlib"}
+    assert not heavy & set(probed["loaded"])
 
 
 def test_nothing_of_ours_is_called_kernels_once_installed(
@@ -219,6 +234,31 @@ def test_wheel_carries_a_kernel_that_loads_without_torch(from_wheel: Installatio
     assert not unwanted.search(run("ldd", library, cwd=from_wheel.home))
     torch_itself = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
     assert unwanted.search(run("ldd", torch_itself, cwd=from_wheel.home))  # negative control
+
+
+TWO_OPTIMIZERS = """
+import torch, warnings
+from graddrop import FusedGradDropAdamW
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        param = torch.ones(1025, requires_grad=True)
+        param.grad = torch.ones_like(param)
+        FusedGradDropAdamW([param], drop_prob=0.5).step()
+        assert 0 < int((param != 1).sum()) <= 1025
+print([str(warning.message) for warning in said])
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+def test_without_a_compiler_steps_are_slow_and_say_so_once(
+    without_compiler: Installation, from_wheel: Installation, tmp_path: Path
+) -> None:
+    """The package installs and steps without the compiled kernel; with it nothing is said."""
+    assert not (without_compiler.home / LIBRARY).exists()
+    (warning,) = ast.literal_eval(without_compiler.run(TWO_OPTIMIZERS, cwd=tmp_path))
+    assert "CPU kernel" in warning
+    assert from_wheel.run(TWO_OPTIMIZERS, cwd=tmp_path).strip() == "[]"
 
 
 def test_command_line_starts(from_wheel: Installation, tmp_path: Path) -> None:
