@@ -25,7 +25,7 @@ from graddrop.xglue.tasks import TASKS, TRAIN_LANGUAGE
 
 __all__ = ["RESOURCES", "MiniSize", "write_mini_xglue"]
 
-CODE_SWITCHING = 0.15
+CODE_SWITCHING = 0.3
 """Share of the words of raw text that speakers borrow from the training language as they stand;
 with the cognates, this is what ties the languages together in pretraining."""
 

@@ -47,7 +47,7 @@ def inference(rng: Random) -> list[Example]:
     bare = _less(event)
     label = rng.choice(("entailment", "neutral", "contradiction"))
     if label == "contradiction":
-        hypothesis = replace(bare, negated=True)
+        hypothesis = replace(bare, denial=grammar.denial(rng))
         premise = rng.choice((event, bare))
     elif label == "entailment":
         hypothesis = bare
@@ -74,7 +74,7 @@ def answer_span(rng: Random) -> list[Example]:
     asked = events[index]
     start = len(_join(_statement(event) for event in events[:index]))
     passage = _join(_statement(event) for event in events)
-    return [Example((asked.question(), passage), start=start, answer=asked.subject)]
+    return [Example((asked.question(rng), passage), start=start, answer=asked.subject)]
 
 
 def answers(rng: Random) -> list[Example]:
@@ -83,7 +83,7 @@ def answers(rng: Random) -> list[Example]:
     label = rng.choice(("0", "1"))
     asked = rng.choice(events) if label == "1" else other
     passage = _join(_statement(event) for event in events)
-    return [Example((asked.question(), passage), label)]
+    return [Example((asked.question(rng), passage), label)]
 
 
 def advertisement(rng: Random) -> list[Example]:

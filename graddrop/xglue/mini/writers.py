@@ -53,9 +53,7 @@ def iob1(words: Phrase) -> list[str]:
     return tags
 
 
-def _words(
-    task: Task, split: str, code: str, examples: Sequence[Example], lexicon: Lexicon
-) -> str:
+def _words(task: Task, split: str, code: str, examples: Sequence[Example], lexicon: Lexicon) -> str:
     """One word and its tag per line, a blank line between sentences; POS lacks the last one."""
     blocks = []
     for example in examples:
