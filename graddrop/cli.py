@@ -7,7 +7,10 @@ from importlib import import_module
 
 # Name, module with `add_arguments(parser)` and `run(args) -> int`, one line of help.
 COMMANDS = (
+    ("demo", "graddrop.xglue.demo", "invent a benchmark, pretrain, compare methods on it"),
+    ("pretrain", "graddrop.xglue.pretrain", "pretrain a small XLM-R on raw text files"),
     ("finetune", "graddrop.xglue.finetune", "fine-tune on one XGLUE task, score every language"),
+    ("score", "graddrop.xglue.score", "score prediction files as the benchmark does"),
 )
 
 

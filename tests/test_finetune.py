@@ -261,12 +261,16 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"max_steps": 0}, "max_steps must be positive, got 0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"method": "standard", "drop_prob": 0.5}, "method standard drops nothing; leave out"),
+        ({"unfreeze_over": 1.5}, r"unfreeze_over must be in \(0, 1\], got 1.5"),
+        ({"patience": 2, "select": "last"}, "patience needs a score to watch"),
+        ({"write_predictions": True, "limit_eval": 5}, "write_predictions needs whole files"),
         ({"accumulation": 3}, "accumulation must divide batch_size, got 3 for 8"),
         ({"select": "test"}, "unknown select 'test'; expected one of en-dev"),
         ({"exempt": ("heads",)}, "unknown exempt 'heads'; expected one of head"),
         ({"languages": ("de", "xx")}, "task pos has no language 'xx'"),
         ({"model": "no/such-model"}, "no tokenizer could be loaded for model 'no/such-model'"),
-        ({"max_length": 2}, "max_length must exceed the special tokens, got 2"),
+        ({"max_length": 2}, "max_length must be at least 3, 2 of them special tokens; got 2"),
     ],
 )
 def test_bad_settings_are_named(
@@ -279,8 +283,10 @@ def test_bad_settings_are_named(
 
 def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> None:
     """A missing file is named; neither it nor a model that cannot be had makes a folder."""
-    with pytest.raises(DataError, match=r"NER/en\.train: no such file"):
+    with pytest.raises(DataError, match=r"NER/en\.dev: not among the languages found"):
         finetune(config(data, tmp_path / "run", task="ner"))
+    with pytest.raises(DataError, match=r"NER/en\.train: not there; expected the train set"):
+        finetune(config(data, tmp_path / "run", task="ner", select="last"))
     with pytest.raises(DataError, match="no such folder"):
         finetune(config(data / "nowhere", tmp_path / "run"))
     with pytest.raises(ValueError, match="no tokenizer could be loaded for model 'no/such-model'"):

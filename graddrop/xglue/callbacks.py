@@ -1,8 +1,10 @@
-"""Trainer callbacks that the methods and the run folder need."""
+"""Trainer callbacks that the run folder and the methods need."""
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from graddrop.mask import layer_of
 
 
 class Checkpoints(TrainerCallback):
@@ -19,11 +21,7 @@ class Checkpoints(TrainerCallback):
         self.steps = steps
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask, if it is time."""
         if self.steps is not None and state.global_step % self.steps == 0:
@@ -31,11 +29,51 @@ class Checkpoints(TrainerCallback):
         control.should_log |= control.should_save
 
     def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for the loss, if a checkpoint is due."""
         control.should_log |= control.should_save
+
+
+class NewMaskEachEpoch(TrainerCallback):
+    """Begin the mask of an epoch, for optimizers with `period="epoch"`."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Name the epoch, so that one resumed in its middle goes on with its own mask."""
+        # The Trainer hands out accelerate's wrapper.
+        kwargs["optimizer"].optimizer.new_mask(int(state.epoch or 0))
+
+
+class GradualUnfreezing(TrainerCallback):
+    """Release a model's layers one after another, the top one first, the embeddings last.
+
+    The head is trained from the beginning. What is released depends on the step alone, so that a
+    resumed run goes on as it was. Frozen parameters get no gradient: they cost no backward pass
+    and do not count in the gradient's norm.
+
+    Args:
+        over: Share of the training, in (0, 1], over which the layers are released evenly; None
+            releases one at the beginning of each epoch after the first.
+    """
+
+    def __init__(self, over: float | None) -> None:
+        self.over = over
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set which parameters want gradients in this step."""
+        model = kwargs["model"]
+        layers = {name: layer_of(name) for name, _ in model.base_model.named_parameters()}
+        # From the top down; whatever is in no layer comes last, with the embeddings.
+        order = sorted({layer for layer in layers.values() if layer is not None}, reverse=True)
+        stages = len(order) + 1
+        if self.over is None:
+            released = int(state.epoch or 0)
+        else:
+            released = int(state.global_step * (stages + 1) / (self.over * state.max_steps))
+        free = set(order[:released])
+        for name, parameter in model.base_model.named_parameters():
+            parameter.requires_grad_(layers[name] in free or released >= stages)

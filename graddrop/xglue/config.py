@@ -22,7 +22,7 @@ class FinetuneConfig:
 
     Args:
         task: Name of a task.
-        data: Folder that holds the tasks' folders.
+        data: Where the data come from, see `graddrop.xglue.sources.open_source`.
         output: Folder of the run.
         model: Name on the Hub, folder, or `tiny` (random weights, tokenizer trained on the spot).
         method: Name of a method.
@@ -40,16 +40,28 @@ class FinetuneConfig:
         max_grad_norm: Bound of the unmasked gradients' norm.
         max_length: Sub-words per model input.
         precision: `fp32`, or mixed precision with `bf16` or `fp16`.
+        activation_checkpointing: Recompute activations in the backward pass to save memory.
         exempt: Parameters that are never masked: some of `head`, `embeddings`, `norms`, `biases`.
+        granularity: What shares one decision: `element`, `row`, `tensor` or `layer`.
+        period: How long a mask lives: `step`, `epoch`, or a number of steps.
+        site: Where the mask acts: `grad`, `update` or `freeze`.
+        rescale: Whether what is kept is scaled by the inverse of the keep probability.
+        unfreeze_over: Share of the training over which gradual unfreezing releases the layers;
+            None releases one per epoch.
         select: Whose weights are kept: the best checkpoint by English dev (strictly zero-shot), by
             dev averaged over languages (as the published baseline does), or the last.
+        patience: Evaluations without a better score after which training stops; None never stops.
         eval_all: Evaluate every language on dev during training, for learning curves.
         eval_steps: Optimizer steps between evaluations; None means once per epoch.
         save_steps: Optimizer steps between checkpoints beside those of evaluations.
         log_steps: Optimizer steps between entries of the learning curve.
         limit_train: Training examples to use; None means all.
         limit_eval: Examples to use of each evaluation file; None means all.
+        report_to: Trackers that the Trainer logs to, such as `tensorboard`.
         keep_checkpoints: Keep the Trainer's checkpoints when the run has finished.
+        write_predictions: Write predictions in the official format, see
+            `graddrop.xglue.predictions`.
+        verify: Compare the archive's checksum before it is used.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -74,15 +86,25 @@ class FinetuneConfig:
     max_grad_norm: float = 1.0
     max_length: int | None = None
     precision: str = "fp32"
+    activation_checkpointing: bool = False
     exempt: tuple[str, ...] = ()
+    granularity: str | None = None
+    period: str | int | None = None
+    site: str | None = None
+    rescale: bool | None = None
+    unfreeze_over: float | None = None
     select: str = "en-dev"
+    patience: int | None = None
     eval_all: bool = False
     eval_steps: int | None = None
     save_steps: int | None = None
     log_steps: int = 10
     limit_train: int | None = None
     limit_eval: int | None = None
+    report_to: tuple[str, ...] = ()
     keep_checkpoints: bool = False
+    write_predictions: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, tuple(TASKS))
@@ -98,6 +120,14 @@ class FinetuneConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.drop_prob and not METHODS[self.method].drop_prob:
+            raise ValueError(f"method {self.method} drops nothing; leave out drop_prob")
+        if self.unfreeze_over is not None and not 0 < self.unfreeze_over <= 1:
+            raise ValueError(f"unfreeze_over must be in (0, 1], got {self.unfreeze_over}")
+        if self.patience is not None and self.select == "last":
+            raise ValueError("patience needs a score to watch; choose another select than last")
+        if self.write_predictions and self.limit_eval is not None:
+            raise ValueError("write_predictions needs whole files; leave out limit_eval")
         if self.drop_prob is not None and not 0 <= self.drop_prob <= 1:
             raise ValueError(f"drop_prob must be in [0, 1], got {self.drop_prob}")
         if self.batch_size is not None and self.batch_size % self.accumulation:
@@ -121,11 +151,28 @@ class FinetuneConfig:
             chosen["drop_prob"] = method.drop_prob
         return dataclasses.replace(self, **chosen)
 
+    def knobs(self) -> dict[str, Any]:
+        """Return the optimizer's keyword arguments for masking: the method's, then the run's."""
+        method = METHODS[self.method]
+        chosen = {
+            name: getattr(self, name) for name in ("granularity", "period", "site", "rescale")
+        }
+        return {
+            "drop_prob": self.drop_prob if method.masks else 0.0,
+            "seed": self.seed,
+            **method.knobs,
+            **{name: value for name, value in chosen.items() if value is not None},
+        }
+
     def to_json(self) -> dict[str, Any]:
-        """Return the run as JSON has it, without its place, so that folders can be moved."""
+        """Return what defines the run's outcome, as JSON has it.
+
+        Not its place, so that folders can be moved.
+        """
         values = dataclasses.asdict(self)
-        del values["output"]
-        values["data"] = str(Path(self.data).absolute())
+        del values["output"], values["verify"]
+        if Path(self.data).exists():
+            values["data"] = str(Path(self.data).absolute())
         return json.loads(json.dumps(values))
 
 
@@ -142,6 +189,7 @@ _POSITIVE = (
     "log_steps",
     "limit_train",
     "limit_eval",
+    "patience",
 )
 
 

@@ -1,26 +1,32 @@
 """Examples of one task, split and language, as a cached `datasets.Dataset`."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from graddrop.xglue.layout import DataError, Example, read_file
+from graddrop.xglue.layout import DataError, Example
+from graddrop.xglue.sources import Source
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataError", "evaluation_languages", "load_split"]
+_VERSION = 1
+"""To be counted up when reading makes other examples of the same files."""
 
 
 def load_split(
-    task: Task, root: Path, split: str, language: str = TRAIN_LANGUAGE, limit: int | None = None
+    task: Task,
+    source: Source,
+    split: str,
+    language: str = TRAIN_LANGUAGE,
+    limit: int | None = None,
 ) -> "Dataset":
-    """Read the examples of one split in one language.
+    """Read the examples of one split in one language, or take them from the cache.
 
     Args:
         task: Row of the task table.
-        root: Folder that holds the tasks' folders, as the archive unpacks.
+        source: Where the data come from.
         split: `train`, `dev` or `test`.
         language: Two-letter code.
         limit: Number of examples to keep from the beginning; None keeps all.
@@ -29,29 +35,39 @@ def load_split(
         A data set with the columns of the task's layout, see `graddrop.xglue.layout`.
 
     Raises:
-        DataError: If the file is missing, empty or malformed.
-        ValueError: If `limit` is not positive.
+        DataError: If the split is missing, empty or malformed.
+        OSError: If it cannot be read, or the cache cannot be written.
     """
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.fingerprint import Hasher
 
-    if limit is not None and limit <= 0:
-        raise ValueError(f"limit must be positive, got {limit}")
-    examples: list[Example] = []
-    for example in _examples(task, root, split, language):
-        examples.append(example)
-        if len(examples) == limit:
-            break
-    return Dataset.from_list(examples)
+    if not source.has(task, split, language):
+        raise DataError(
+            f"{source.where(task, split, language)}: not there; expected the {split} set"
+        )
+
+    def generate() -> Iterator[Example]:
+        return source.examples(task, split, language)
+
+    version = source.version(task, split, language)
+    try:
+        dataset = Dataset.from_generator(
+            generate, fingerprint=Hasher.hash([_VERSION, task.name, split, language, version])
+        )
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
 def evaluation_languages(
-    task: Task, root: Path, split: str, wanted: tuple[str, ...] = ()
+    task: Task, source: Source, split: str, wanted: tuple[str, ...] = ()
 ) -> tuple[list[str], list[str]]:
-    """Sort the task's languages into those whose file is there and those whose is not.
+    """Sort the task's languages into those whose split is there and those whose is not.
 
     Args:
         task: Row of the task table.
-        root: Folder that holds the tasks' folders.
+        source: Where the data come from.
         split: `dev` or `test`.
         wanted: Languages to look for; none means all of the task.
 
@@ -71,12 +87,19 @@ def evaluation_languages(
     missing: list[str] = []
     for language in task.languages:
         if not wanted or language in wanted:
-            there = (root / task.path(split, language)).is_file()
-            (found if there else missing).append(language)
+            (found if source.has(task, split, language) else missing).append(language)
     return found, missing
 
 
-def _examples(task: Task, root: Path, split: str, language: str) -> Iterator[Example]:
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected the unpacked archive of XGLUE")
-    yield from read_file(task, root / task.path(split, language), split)
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep `datasets` from drawing a progress bar for each small file."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()

@@ -1,6 +1,7 @@
 """Model inputs from examples, cached beside the data by what they depend on."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.tasks import Task
@@ -9,14 +10,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+_VERSION = 1
+"""To be counted up when an encoder changes what it makes of the same examples."""
+
 
 def encode(
-    task: Task,
-    examples: "Dataset",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    *,
-    by_length: bool = False,
+    task: Task, examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> "Dataset":
     """Turn examples into model inputs.
 
@@ -25,39 +24,48 @@ def encode(
         examples: Examples with the columns of the task's layout.
         tokenizer: A tokenizer of the tokenizers library.
         max_length: Sub-words per input, special tokens included.
-        by_length: Put the longest inputs first, so that a batch needs little padding; column
-            `example` tells which example an input came from.
 
     Returns:
-        One row per input; an example may give several.
+        One row per input; an example may give several, column `example` says which gave it.
+
+    Raises:
+        ValueError: If `max_length` leaves no room for sub-words, or exceeds the model's.
     """
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from datasets.fingerprint import Hasher
 
-    # The fingerprint that `datasets` would compute from the function includes the tokenizer's
-    # padding and truncation state, which every use changes.
-    vocabulary = tokenizer.backend_tokenizer.to_str()
-    # Evaluation goes through dozens of small files under a bar of its own.
-    silenced = by_length and not are_progress_bars_disabled()
-    if silenced:
-        disable_progress_bars()
-    try:
-        features = examples.map(
-            HEADS[task.head].encoder(task, tokenizer, max_length),
-            batched=True,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            new_fingerprint=Hasher.hash([_VERSION, examples._fingerprint, vocabulary, max_length]),
-            desc=f"Tokenizing {task.name}",
+    if max_length > tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length {max_length} exceeds the model's {tokenizer.model_max_length}"
         )
-    finally:
-        if silenced:
-            enable_progress_bars()
-    if by_length:
-        lengths = [len(ids) for ids in features["input_ids"]]
-        features = features.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
-    return features
+    encoder = HEADS[task.head].encoder(task, tokenizer, max_length)
+
+    def columns(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        rows = encoder(batch, indices)
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    return examples.map(
+        columns,
+        batched=True,
+        with_indices=True,
+        remove_columns=examples.column_names,
+        new_fingerprint=Hasher.hash(
+            [_VERSION, task.name, examples._fingerprint, _content(tokenizer), max_length]
+        ),
+        desc=f"Tokenizing {task.name}",
+    )
 
 
-_VERSION = 1
-"""To be counted up when an encoder changes what it makes of the same examples."""
+def longest_first(features: "Dataset") -> "Dataset":
+    """Order model inputs by length, so that a batch of an evaluation needs little padding."""
+    lengths = [len(ids) for ids in features["input_ids"]]
+    return features.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+
+
+def _content(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return what a tokenizer does, without the padding and truncation of its latest use.
+
+    That state would make every fingerprint that `datasets` computes from the tokenizer a new one.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.update(padding=None, truncation=None, inputs=tokenizer.model_input_names)
+    return content

@@ -2,18 +2,29 @@
 
 import argparse
 import dataclasses
+import tomllib
+from pathlib import Path
 from typing import Any
 
+from graddrop.mask import GRANULARITIES
+from graddrop.reference import SITES
 from graddrop.xglue.config import PRECISIONS, SELECTIONS, FinetuneConfig
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
-from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
+from graddrop.xglue.scoretable import score_table
+from graddrop.xglue.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--task", required=True, choices=tuple(TASKS))
-    parser.add_argument("--data", required=True, help="folder that holds POS/, NER/, ...")
-    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument(
+        "--config", type=Path, help="TOML file with any of the settings below; flags win"
+    )
+    parser.add_argument("--task", choices=tuple(TASKS))
+    parser.add_argument("--data", help="folder, .tar.gz, hub or hub-archive")
+    parser.add_argument(
+        "--verify", action="store_true", default=None, help="check the archive's checksum"
+    )
+    parser.add_argument("--output", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
 
     model = parser.add_argument_group("model and method")
@@ -22,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--drop-prob", type=float, help="probability that an entry is dropped")
     model.add_argument(
         "--exempt", nargs="*", choices=tuple(EXEMPTIONS), help="parameters that are never masked"
+    )
+    model.add_argument("--granularity", choices=GRANULARITIES, help="what shares one decision")
+    model.add_argument("--period", type=_period, help="how long a mask lives: step, epoch, steps")
+    model.add_argument("--site", choices=SITES, help="where the mask acts")
+    model.add_argument(
+        "--rescale", action=argparse.BooleanOptionalAction, help="scale what is kept"
+    )
+    model.add_argument(
+        "--unfreeze-over", type=float, help="share of the training (default: a layer per epoch)"
     )
     model.add_argument("--seed", type=int, help="of weights, data order, dropout and masks")
 
@@ -36,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--max-grad-norm", type=float)
     recipe.add_argument("--max-length", type=int, help="sub-words per model input")
     recipe.add_argument("--precision", choices=PRECISIONS)
+    recipe.add_argument("--activation-checkpointing", action="store_true", default=None)
 
     evaluation = parser.add_argument_group("evaluation, checkpoints")
     evaluation.add_argument("--languages", nargs="*", help="default: all that are found")
@@ -43,13 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     evaluation.add_argument(
         "--select", choices=SELECTIONS, help="whose weights are kept (default: en-dev)"
     )
+    evaluation.add_argument("--patience", type=int, help="evaluations without a better score")
     evaluation.add_argument(
         "--eval-all", action="store_true", default=None, help="learning curves of all languages"
     )
     evaluation.add_argument("--eval-steps", type=int, help="default: once per epoch")
     evaluation.add_argument("--save-steps", type=int, help="default: with each evaluation")
     evaluation.add_argument("--log-steps", type=int)
+    evaluation.add_argument("--report-to", nargs="*", help="trackers, such as tensorboard")
     evaluation.add_argument("--keep-checkpoints", action="store_true", default=None)
+    evaluation.add_argument(
+        "--write-predictions", action="store_true", default=None, help="in the official format"
+    )
     evaluation.add_argument("--limit-train", type=int, help="training examples to use")
     evaluation.add_argument("--limit-eval", type=int, help="examples to use of each file")
 
@@ -59,45 +85,51 @@ def run(args: argparse.Namespace) -> int:
     from graddrop.xglue.train import finetune
 
     result = finetune(config_from(args), resume=args.resume)
-    print(score_table(result))
+    print(score_table(result["task"], result["scores"]))
+    for split, languages in result["missing"].items():
+        if languages:
+            print(f"no {split} file, skipped: {', '.join(languages)}")
     print(f"\nWritten to {args.output}")
     return 0
 
 
 def config_from(args: argparse.Namespace) -> FinetuneConfig:
-    """Return the configuration that a parsed command line stands for."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(FinetuneConfig):
-        value = getattr(args, field.name)
-        if value is not None:
-            given[field.name] = tuple(value) if isinstance(value, list) else value
+    """Return the configuration that a parsed command line stands for.
+
+    Raises:
+        ValueError: If a setting is missing, unknown or out of its range.
+        OSError: If the file with settings cannot be read.
+    """
+    names = [field.name for field in dataclasses.fields(FinetuneConfig)]
+    given = read_settings(args.config) if args.config else {}
+    given |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name, value in given.items():
+        if name not in names:
+            raise ValueError(f"{args.config}: unknown setting {name!r}; known: {', '.join(names)}")
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    for name in ("task", "data", "output"):
+        if name not in given:
+            raise ValueError(f"expected --{name}, on the command line or in --config")
     return FinetuneConfig(**given)
 
 
-def score_table(result: dict[str, Any]) -> str:
-    """Render a result: one row per language, one column per split and metric, in per cent."""
-    scores = result["scores"]
-    columns = [
-        (split, metric)
-        for split in EVAL_SPLITS
-        for metric in (next(iter(scores[split].values())) if scores[split] else ())
-    ]
-    languages = sorted({language for split in EVAL_SPLITS for language in scores[split]})
-    heads = [f"{split} {metric}" for split, metric in columns]
-    lines = [" ".join([f"{result['task']:8}", *(f"{head:>20}" for head in heads)])]
-    for language in languages:
-        cells = [scores[split].get(language, {}).get(metric) for split, metric in columns]
-        lines.append(_row(language, cells))
-    lines.append(_row("mean", [result["mean"][split].get(metric) for split, metric in columns]))
-    for split, languages in result["missing"].items():
-        if languages:
-            lines.append(f"no {split} file, skipped: {', '.join(languages)}")
-    return "\n".join(lines)
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings; dashes in names count as underscores.
+
+    Raises:
+        ValueError: If it is not TOML.
+        OSError: If it cannot be read.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: expected TOML ({error})") from error
+    return {name.replace("-", "_"): value for name, value in settings.items()}
 
 
-def _row(name: str, cells: list[float | None]) -> str:
-    shown = (f"{'-':>20}" if cell is None else f"{100 * cell:20.2f}" for cell in cells)
-    return " ".join([f"{name:8}", *shown])
+def _period(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
 
 
 def _method_help() -> str:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graddrop.xglue import token_head
+from graddrop.xglue import sequence_head, span_head, token_head
 from graddrop.xglue.tasks import Task
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+
+Encode = Callable[[dict[str, list[Any]], list[int]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -18,22 +21,33 @@ class Head:
 
     Args:
         auto_model: Class of transformers that builds encoder plus head.
-        encoder: From task, tokenizer and longest input to a function for `Dataset.map`.
+        encoder: From task, tokenizer and longest input to a function that turns a batch of
+            examples, given as columns, and their indices into model inputs.
         collator: Class of transformers that pads a batch, made from the tokenizer.
         reduce: From logits to what is kept of them while evaluating, on the device.
         decode: From task, examples, features and what was kept to one prediction per example.
     """
 
     auto_model: str
-    encoder: Callable[[Task, "PreTrainedTokenizerBase", int], Callable[..., dict[str, list[Any]]]]
+    encoder: Callable[[Task, "PreTrainedTokenizerBase", int], Encode]
     collator: str
-    reduce: Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+    reduce: Callable[[Any, Any], "torch.Tensor"]
     decode: Callable[..., list[Any]]
 
 
-def _classes(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+def _classes(logits: "torch.Tensor", labels: Any) -> "torch.Tensor":
     """Keep class numbers only: logits of all words of a test set would fill the memory."""
     return logits.argmax(-1)
+
+
+def _all(logits: "torch.Tensor", labels: Any) -> "torch.Tensor":
+    return logits
+
+
+def _starts_and_ends(logits: tuple["torch.Tensor", ...], labels: Any) -> "torch.Tensor":
+    import torch
+
+    return torch.stack(logits[:2], dim=-1)
 
 
 HEADS: dict[str, Head] = {
@@ -43,5 +57,19 @@ HEADS: dict[str, Head] = {
         collator="DataCollatorForTokenClassification",
         reduce=_classes,
         decode=token_head.decode,
+    ),
+    "sequence": Head(
+        auto_model="AutoModelForSequenceClassification",
+        encoder=sequence_head.encoder,
+        collator="DataCollatorWithPadding",
+        reduce=_all,
+        decode=sequence_head.decode,
+    ),
+    "span": Head(
+        auto_model="AutoModelForQuestionAnswering",
+        encoder=span_head.encoder,
+        collator="DataCollatorWithPadding",
+        reduce=_starts_and_ends,
+        decode=span_head.decode,
     ),
 }

@@ -118,15 +118,11 @@ def _read_squad(task: Task, path: Path, split: str) -> Iterator[Example]:
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    answers = question["answers"]
                     yield {
                         "id": str(question["id"]),
                         "question": question["question"],
                         "context": paragraph["context"],
-                        "answers": {
-                            "text": [answer["text"] for answer in answers],
-                            "answer_start": [int(answer["answer_start"]) for answer in answers],
-                        },
+                        "answers": _answers(question, paragraph["context"], path),
                     }
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8, {error.reason} at byte {error.start}") from None
@@ -134,6 +130,19 @@ def _read_squad(task: Task, path: Path, split: str) -> Iterator[Example]:
         raise DataError.at(path, error.lineno, "JSON", error.msg) from None
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: expected SQuAD v1.1, missing or of wrong type: {error}") from None
+
+
+def _answers(question: dict[str, Any], context: str, path: Path) -> dict[str, list[Any]]:
+    texts = [answer["text"] for answer in question["answers"]]
+    starts = [int(answer["answer_start"]) for answer in question["answers"]]
+    place = f"{path}: question {question['id']}"
+    if not texts:
+        raise DataError(f"{place}: expected at least one answer, found none")
+    for text, start in zip(texts, starts, strict=True):
+        if context[start : start + len(text)] != text:
+            found = context[start : start + len(text)]
+            raise DataError(f"{place}: expected {text!r} at character {start}, found {found!r}")
+    return {"text": texts, "answer_start": starts}
 
 
 LAYOUTS: dict[str, Callable[[Task, Path, str], Iterator[Example]]] = {

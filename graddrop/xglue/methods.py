@@ -1,11 +1,17 @@
-"""The fine-tuning methods that are compared, as one table: adding a method is adding a row."""
+"""The fine-tuning methods that are compared, as one table: adding a method is adding a row.
 
+GradDrop and its variants follow O'Neill & Dutta (arXiv 2307.10098) in our reading of it,
+Child-Tuning follows Xu et al. (arXiv 2109.05687), gradual unfreezing Howard & Ruder (arXiv
+1801.06146).
+"""
+
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -16,39 +22,70 @@ class Method:
     Args:
         summary: What it does, in a few words.
         drop_prob: Drop probability unless the user names another.
+        masks: Whether the optimizer masks with that probability; otherwise it has another use.
         knobs: Further keyword arguments of the optimizer.
+        lr_factor: From the drop probability to a factor of the learning rate.
+        trains: `all`, `head` (nothing else), or `gradually` (top down, one layer after another).
     """
 
     summary: str
     drop_prob: float = 0.0
+    masks: bool = True
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    lr_factor: Callable[[float], float] = lambda drop_prob: 1.0
+    trains: str = "all"
 
 
 METHODS: Mapping[str, Method] = {
     "standard": Method("every gradient is used"),
+    "head-only": Method("only the task's head is trained", trains="head"),
+    "gradual-unfreezing": Method(
+        "layers are released one after another, top down, embeddings last", trains="gradually"
+    ),
     "graddrop": Method("each gradient entry is dropped at random, anew at each step", 0.5),
+    "graddrop-epoch": Method(
+        "each gradient entry is dropped at random, anew at each epoch",
+        0.5,
+        knobs={"period": "epoch"},
+    ),
+    "layer-graddrop": Method(
+        "the gradients of whole layers are dropped at random, anew at each step",
+        0.5,
+        knobs={"granularity": "layer"},
+    ),
+    "child-tuning-f": Method(
+        "as graddrop, what is kept scaled by 1/(1 - drop_prob)", 0.7, knobs={"rescale": True}
+    ),
+    # With masks drawn anew at each step the mean step of AdamW shrinks by sqrt(1 - drop_prob):
+    # what remains of a difference to this control is the masks' own.
+    "lr-matched": Method(
+        "standard with lr * sqrt(1 - drop_prob), the control for graddrop",
+        0.5,
+        masks=False,
+        lr_factor=lambda drop_prob: math.sqrt(1 - drop_prob),
+    ),
 }
 
 
-def _is_head(model: "PreTrainedModel", name: str, module: "torch.nn.Module") -> bool:
+def _is_head(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
     return not name.startswith(f"{model.base_model_prefix}.")
 
 
-def _is_embedding(model: "PreTrainedModel", name: str, module: "torch.nn.Module") -> bool:
-    import torch
+def _is_embedding(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
+    from torch import nn
 
-    return isinstance(module, torch.nn.Embedding)
+    return isinstance(module, nn.Embedding)
 
 
-def _is_norm(model: "PreTrainedModel", name: str, module: "torch.nn.Module") -> bool:
+def _is_norm(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _is_bias(model: "PreTrainedModel", name: str, module: "torch.nn.Module") -> bool:
+def _is_bias(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
     return name.endswith("bias")
 
 
-EXEMPTIONS: Mapping[str, Callable[["PreTrainedModel", str, "torch.nn.Module"], bool]] = {
+EXEMPTIONS: Mapping[str, Callable[["PreTrainedModel", str, "nn.Module"], bool]] = {
     "head": _is_head,
     "embeddings": _is_embedding,
     "norms": _is_norm,
@@ -88,3 +125,9 @@ def parameter_groups(
             )
             group["params"].append((name, parameter))
     return list(groups.values())
+
+
+def freeze_all_but_head(model: "PreTrainedModel") -> None:
+    """Take the gradient from every parameter below the task's head."""
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)

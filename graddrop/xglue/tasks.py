@@ -48,10 +48,11 @@ class Task:
         columns: Names of the TAB columns in order (`rows` only). The label is called `label`.
         first: Columns joined by one space into the first segment (`rows` only).
         second: Columns joined by one space into the second segment (`rows` only).
+        ranks: Whether predictions are scores to rank by, labels being grades (`rows` only).
         header: Splits whose files begin with a line of column names.
         aliases: Other spellings of labels found in official files.
         hub_config: Configuration of the parquet mirror.
-        hub_columns: Column of the mirror for each of our columns, where the names differ.
+        hub_columns: Spellings of our columns in the mirror, where they differ.
     """
 
     name: str
@@ -66,10 +67,11 @@ class Task:
     columns: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
+    ranks: bool = False
     header: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     hub_config: str = ""
-    hub_columns: Mapping[str, str] = field(default_factory=dict)
+    hub_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
@@ -116,7 +118,7 @@ _ROWS = (
         recipe=Recipe(lr=5e-6, epochs=20, batch_size=32, max_length=256),
         labels=("O", *(f"{b}-{kind}" for kind in ("PER", "ORG", "LOC", "MISC") for b in "BI")),
         hub_config="ner",
-        hub_columns={"tags": "ner"},
+        hub_columns={"tags": ("ner",)},
     ),
     Task(
         name="pos",
@@ -131,7 +133,7 @@ _ROWS = (
             "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
         ),
         hub_config="pos",
-        hub_columns={"tags": "pos"},
+        hub_columns={"tags": ("pos",)},
     ),
     Task(
         name="nc",
@@ -149,7 +151,11 @@ _ROWS = (
         first=("title",),
         second=("body",),
         hub_config="nc",
-        hub_columns={"title": "news_title", "body": "news_body", "label": "news_category"},
+        hub_columns={
+            "title": ("news_title",),
+            "body": ("news_body",),
+            "label": ("news_category",),
+        },
     ),
     Task(
         name="mlqa",
@@ -222,9 +228,9 @@ _ROWS = (
         second=("title", "description"),
         hub_config="qadsm",
         hub_columns={
-            "title": "ad_title",
-            "description": "ad_description",
-            "label": "relevance_label",
+            "title": ("ad_title",),
+            "description": ("ad_description",),
+            "label": ("relevance_label",),
         },
     ),
     Task(
@@ -234,18 +240,19 @@ _ROWS = (
         files=_xglue_files("wpr"),
         head="sequence",
         languages=_languages("en de es fr it pt zh"),
-        metrics=("ndcg", "accuracy"),
+        metrics=("ndcg",),
         recipe=_PAIR_RECIPE,
         labels=("0", "1", "2", "3", "4"),
         columns=("query", "title", "snippet", "label"),
         first=("query",),
         second=("title", "snippet"),
+        ranks=True,
         hub_config="wpr",
-        # The mirror inherits this spelling from the loader it was made with.
+        # The mirror inherits the spellings of the reader it was made with.
         hub_columns={
-            "title": "web_page_title",
-            "snippet": "web_page_snippet",
-            "label": "relavance_label",
+            "title": ("web_page_title", "wed_page_title"),
+            "snippet": ("web_page_snippet",),
+            "label": ("relavance_label", "relevance_label"),
         },
     ),
     Task(
@@ -262,7 +269,7 @@ _ROWS = (
         first=("question",),
         second=("passage",),
         hub_config="qam",
-        hub_columns={"passage": "answer"},
+        hub_columns={"passage": ("answer", "annswer")},
     ),
 )
 

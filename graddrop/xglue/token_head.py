@@ -1,9 +1,10 @@
 """One label per word: sub-word encoding and its inverse, with windows over long sentences."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graddrop.xglue.tasks import Task
+from graddrop.xglue.windows import Frame, windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +19,12 @@ Batch = dict[str, list[Any]]
 
 def encoder(
     task: Task, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Callable[[Batch, list[int]], Batch]:
+) -> Callable[[Batch, list[int]], list[dict[str, Any]]]:
     """Return the function that turns a batch of sentences into model inputs.
 
     The label of a word sits at its first sub-word. A sentence longer than the model's input is cut
-    into windows that overlap by a quarter; each word counts in exactly one of them, the one where
-    it stands further from a cut, so that every word is trained on and predicted once.
+    into windows that overlap by a quarter; each word counts in exactly one of them, so that every
+    word is trained on and predicted once.
 
     Args:
         task: Row of the task table.
@@ -31,41 +32,31 @@ def encoder(
         max_length: Sub-words per window, special tokens included.
 
     Returns:
-        A function for `datasets.Dataset.map` that yields `input_ids`, `attention_mask`, `labels`,
-        `example` (index of the sentence) and `words` (index of the word that a position stands
-        for, or -1).
+        A function from examples and their indices to model inputs, each with `labels`, `example`
+        (index of the sentence) and `words` (index of the word that a position stands for, or -1).
 
     Raises:
         ValueError: If `max_length` leaves no room for sub-words.
     """
-    prefix, suffix = special_frame(tokenizer)
-    room = max_length - len(prefix) - len(suffix)
-    if room < 1:
-        raise ValueError(f"max_length must exceed the special tokens, got {max_length}")
+    frame = Frame(tokenizer, 1)
+    room = frame.room(max_length)
     numbers = {label: number for number, label in enumerate(task.labels)}
 
-    def encode(batch: Batch, indices: list[int]) -> Batch:
-        features: Batch = {
-            name: [] for name in ("input_ids", "attention_mask", "labels", "example", "words")
-        }
+    def encode(batch: Batch, indices: list[int]) -> list[dict[str, Any]]:
+        rows = []
         for index, words, tags in zip(indices, batch["words"], batch["tags"], strict=True):
             subwords, first = _subwords(tokenizer, words)
-            for start, end, own_start, own_end in windows(len(subwords), room, room // 4):
-                ids = [*prefix, *subwords[start:end], *suffix]
-                # Sub-word position g of the sentence is position g + shift of the window.
-                shift = len(prefix) - start
-                labels = [IGNORED] * len(ids)
-                stands_for = [-1] * len(ids)
+            for window in windows(len(subwords), room, room // 4):
+                row, (begin,) = frame.assemble(subwords[window.start : window.end])
+                labels = [IGNORED] * len(row["input_ids"])
+                stands_for = [-1] * len(row["input_ids"])
                 for word, position in enumerate(first):
-                    if own_start <= position < own_end:
-                        labels[position + shift] = numbers[tags[word]]
-                        stands_for[position + shift] = word
-                features["input_ids"].append(ids)
-                features["attention_mask"].append([1] * len(ids))
-                features["labels"].append(labels)
-                features["example"].append(index)
-                features["words"].append(stands_for)
-        return features
+                    if window.own_start <= position < window.own_end:
+                        place = begin + position - window.start
+                        labels[place] = numbers[tags[word]]
+                        stands_for[place] = word
+                rows.append({**row, "labels": labels, "example": index, "words": stands_for})
+        return rows
 
     return encode
 
@@ -92,38 +83,6 @@ def decode(
                 tags[example][word] = task.labels[int(number)]
     assert all(tag for sentence in tags for tag in sentence), "a word without a prediction"
     return tags
-
-
-def windows(length: int, room: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a sequence into overlapping windows that share out its positions.
-
-    Args:
-        length: Positions of the sequence.
-        room: Positions of a window.
-        overlap: Positions that two neighbours share, less than `room`.
-
-    Yields:
-        Start and end of the window, start and end of the positions that count in it. The latter
-        ranges are disjoint and cover the sequence.
-    """
-    step = room - overlap
-    start = 0
-    own_start = 0
-    while start + room < length:
-        own_end = start + room - overlap // 2
-        yield start, start + room, own_start, own_end
-        start += step
-        own_start = own_end
-    yield start, length, own_start, length
-
-
-def special_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return the special tokens that a tokenizer puts before and after a single segment."""
-    marked = tokenizer("a", return_special_tokens_mask=True)
-    special: list[int] = marked["special_tokens_mask"]
-    first = special.index(0)
-    last = len(special) - special[::-1].index(0)
-    return marked["input_ids"][:first], marked["input_ids"][last:]
 
 
 def _subwords(

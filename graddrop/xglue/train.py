@@ -1,29 +1,35 @@
 """One fine-tuning run, from the files to the scores of every language."""
 
+import dataclasses
 import platform
 import shutil
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import graddrop
 from graddrop.xglue.config import FinetuneConfig
-from graddrop.xglue.data import evaluation_languages, load_split
-from graddrop.xglue.encode import encode
 from graddrop.xglue.heads import HEADS
-from graddrop.xglue.layout import DataError
-from graddrop.xglue.methods import METHODS, parameter_groups
+from graddrop.xglue.methods import METHODS, freeze_all_but_head, parameter_groups
 from graddrop.xglue.model import load_model, load_tokenizer
+from graddrop.xglue.predictions import prediction_file, write_predictions
+from graddrop.xglue.rundata import RunData
 from graddrop.xglue.runfolder import RunFolder, read_json, seal_note
-from graddrop.xglue.tasks import EVAL_SPLITS, TRAIN_LANGUAGE, Task, get_task
+from graddrop.xglue.scoretable import mean_over_languages
+from graddrop.xglue.sources import open_source
+from graddrop.xglue.tasks import EVAL_SPLITS, get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-    from graddrop.xglue.trainer import EvaluationSet, ZeroShotTrainer
+    from graddrop.xglue.trainer import ZeroShotTrainer
 
 __all__ = ["FinetuneConfig", "finetune"]
 
@@ -40,10 +46,11 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
             has finished. A folder without an attempt is begun.
 
     Returns:
-        What `result.json` holds: `task`, `config`, `metric` (the official score's name), `scores`
-        (split, language, metric: fraction), `mean` (split, metric: unweighted over languages),
-        `missing` (languages without a file, by split), `steps`, `selected_step`, `history` (the
-        Trainer's log), `parameters`, `seconds`, `versions`.
+        What `result.json` holds: `task`, `config`, `data` (with the commit, for the Hub), `metric`
+        (the official score's name), `scores` (split, language, metric: fraction), `mean` (split,
+        metric: unweighted over languages), `missing` (languages without a file, by split),
+        `steps`, `selected_step`, `history` (the Trainer's log), `parameters`, `seconds`,
+        `versions`.
 
     Raises:
         DataError: If a file is missing, empty or malformed.
@@ -58,13 +65,13 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     if result is not None:
         return result
 
-    data = _Data(config, task)
+    data = RunData(config, open_source(config.data, verify=config.verify))
     checkpoint = folder.last_checkpoint()
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
-    is_trained = bool(state) and state["global_step"] >= state["max_steps"]
+    is_trained = bool(state) and _is_over(state)
     # The tokenizer is the checkpoint's: `tiny` need not train its own again.
     name = str(checkpoint) if checkpoint else config.model
-    tokenizer = load_tokenizer(name, _texts(data.train))
+    tokenizer = load_tokenizer(name, data.texts())
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, task, tokenizer, config.seed)
     features = data.train_features(tokenizer)
@@ -78,13 +85,14 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
 
     train_seconds = trainer.seconds
     started = time.perf_counter()
-    scores = _evaluate(trainer, data, tokenizer)
+    scores = _evaluate(trainer, data, tokenizer, folder)
     result = {
         "task": task.name,
         "config": config.to_json(),
+        "data": data.source.name,
         "metric": task.score,
         "scores": scores,
-        "mean": {split: _mean(by_language) for split, by_language in scores.items()},
+        "mean": {split: mean_over_languages(by_language) for split, by_language in scores.items()},
         "missing": data.missing,
         "steps": trainer.state.global_step,
         "selected_step": (
@@ -103,53 +111,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     return result
 
 
-class _Data:
-    """The examples of a run; what is missing or malformed shows at construction if it can."""
-
-    def __init__(self, config: FinetuneConfig, task: Task) -> None:
-        self.config = config
-        self.task = task
-        self.root = Path(config.data)
-        self.found: dict[str, list[str]] = {}
-        self.missing: dict[str, list[str]] = {}
-        self.train = load_split(task, self.root, "train", limit=config.limit_train)
-        for split in EVAL_SPLITS:
-            self.found[split], self.missing[split] = evaluation_languages(
-                task, self.root, split, config.languages
-            )
-        if config.select != "last" and TRAIN_LANGUAGE not in self.found["dev"]:
-            raise DataError(
-                f"{self.root / task.path('dev')}: not among the languages found; select="
-                f"{config.select} picks the checkpoint by it, select=last needs none"
-            )
-
-    def evaluation_sets(
-        self,
-        split: str,
-        tokenizer: "PreTrainedTokenizerBase",
-        languages: tuple[str, ...] | None = None,
-    ) -> Iterator[tuple[str, "EvaluationSet"]]:
-        """Yield languages with their examples and inputs, all that were found unless named."""
-        from graddrop.xglue.trainer import EvaluationSet
-
-        for language in self.found[split] if languages is None else languages:
-            examples = load_split(self.task, self.root, split, language, self.config.limit_eval)
-            yield language, EvaluationSet(examples, self._encode(examples, tokenizer, True))
-
-    def train_features(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
-        """Return the inputs of the training set."""
-        return self._encode(self.train, tokenizer, False)
-
-    def _encode(
-        self, examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", by_length: bool
-    ) -> "Dataset":
-        assert self.config.max_length is not None
-        return encode(self.task, examples, tokenizer, self.config.max_length, by_length=by_length)
-
-
 def _trainer(
     config: FinetuneConfig,
-    data: _Data,
+    data: RunData,
     features: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     model: "PreTrainedModel",
@@ -158,38 +122,51 @@ def _trainer(
 ) -> "ZeroShotTrainer":
     import transformers
 
-    from graddrop.xglue.callbacks import Checkpoints
     from graddrop.xglue.trainer import ZeroShotTrainer
 
-    # Averaging needs every language; strict zero-shot looks at English alone.
-    every = config.eval_all or config.select == "average-dev"
-    during = None if every else tuple(set(data.found["dev"]) & {TRAIN_LANGUAGE})
+    if METHODS[config.method].trains == "head":
+        freeze_all_but_head(model)
+    evaluations = dict(data.evaluation_sets("dev", tokenizer, data.watched))
     return ZeroShotTrainer(
         task=data.task,
-        evaluations=dict(data.evaluation_sets("dev", tokenizer, during)),
+        evaluations=evaluations,
         seconds_before=seal_note(checkpoint)["seconds"] if checkpoint else 0.0,
         model=model,
-        args=_arguments(config, folder),
+        args=_arguments(config, folder, bool(evaluations)),
         train_dataset=features,
         processing_class=tokenizer,
         data_collator=getattr(transformers, HEADS[data.task.head].collator)(tokenizer),
         optimizer_cls_and_kwargs=_optimizer(config, model),
-        callbacks=[Checkpoints(config.save_steps)],
+        callbacks=_callbacks(config),
     )
 
 
 def _optimizer(config: FinetuneConfig, model: "PreTrainedModel") -> tuple[type, dict[str, Any]]:
     """Return the optimizer's class and arguments as the Trainer takes them."""
+    assert config.lr is not None and config.drop_prob is not None
     return graddrop.FusedGradDropAdamW, {
         "params": parameter_groups(model, config.weight_decay, config.exempt),
-        "lr": config.lr,
-        "drop_prob": config.drop_prob,
-        "seed": config.seed,
-        **METHODS[config.method].knobs,
+        "lr": config.lr * METHODS[config.method].lr_factor(config.drop_prob),
+        **config.knobs(),
     }
 
 
-def _arguments(config: FinetuneConfig, folder: RunFolder) -> "TrainingArguments":
+def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
+    from transformers import EarlyStoppingCallback
+
+    from graddrop.xglue.callbacks import Checkpoints, GradualUnfreezing, NewMaskEachEpoch
+
+    callbacks: list[TrainerCallback] = [Checkpoints(config.save_steps)]
+    if config.knobs().get("period") == "epoch":
+        callbacks.append(NewMaskEachEpoch())
+    if METHODS[config.method].trains == "gradually":
+        callbacks.append(GradualUnfreezing(config.unfreeze_over))
+    if config.patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    return callbacks
+
+
+def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -214,7 +191,7 @@ def _arguments(config: FinetuneConfig, folder: RunFolder) -> "TrainingArguments"
         logging_steps=config.log_steps,
         # Loss that is not a number must be seen, not smoothed away.
         logging_nan_inf_filter=False,
-        eval_strategy=interval,
+        eval_strategy=interval if evaluates else "no",
         eval_steps=config.eval_steps,
         save_strategy=interval,
         save_steps=config.eval_steps or 500,
@@ -222,15 +199,33 @@ def _arguments(config: FinetuneConfig, folder: RunFolder) -> "TrainingArguments"
         load_best_model_at_end=config.select != "last",
         metric_for_best_model=selection_metric(config.select),
         greater_is_better=True,
+        # Early stopping counts on where a killed attempt stopped.
+        restore_callback_states_from_checkpoint=config.patience is not None,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=[],
+        # Layers that are frozen give no gradient to wait for.
+        ddp_find_unused_parameters=METHODS[config.method].trains == "gradually",
+        report_to=list(config.report_to),
+        **_activation_checkpointing(config),
     )
 
 
+def _activation_checkpointing(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the Trainer's setting, whose name has changed between its versions."""
+    from transformers import TrainingArguments
+
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing"
+    name = name if name in names else "gradient_checkpointing"
+    return {name: True} if config.activation_checkpointing else {}
+
+
 def _evaluate(
-    trainer: "ZeroShotTrainer", data: _Data, tokenizer: "PreTrainedTokenizerBase"
+    trainer: "ZeroShotTrainer",
+    data: RunData,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: RunFolder,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return all metrics of all languages found, by split."""
+    """Return all metrics of all languages found, by split; write predictions if asked to."""
     from tqdm.auto import tqdm
     from transformers import ProgressCallback
 
@@ -240,22 +235,27 @@ def _evaluate(
     scores: dict[str, dict[str, dict[str, float]]] = {split: {} for split in EVAL_SPLITS}
     with tqdm(total=total, desc="Evaluating", unit="file", dynamic_ncols=True) as progress:
         for split in EVAL_SPLITS:
-            for language, entry in data.evaluation_sets(split, tokenizer):
+            for language, entry in data.evaluation_sets(split, tokenizer, data.found[split]):
                 predictions = trainer.predict_language(entry)
                 scores[split][language] = trainer.score(entry, predictions, language)
+                if data.config.write_predictions and trainer.is_world_process_zero():
+                    write_predictions(
+                        data.task,
+                        prediction_file(folder.predictions / split, data.task, language),
+                        entry.examples.to_dict(),
+                        predictions,
+                        data.source.file(data.task, split, language),
+                    )
                 progress.set_postfix_str(f"{split} {language}")
                 progress.update()
     return scores
 
 
-def _texts(examples: "Dataset") -> Iterator[str]:
-    """Yield every string of the examples, for training a tokenizer."""
-    for example in examples:
-        for value in example.values():
-            if isinstance(value, str):
-                yield value
-            elif isinstance(value, list):
-                yield " ".join(value)
+def _is_over(state: dict[str, Any]) -> bool:
+    """Return whether a training, by the state in its checkpoint, has reached its end."""
+    # The flag is set at the last step and by early stopping.
+    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return bool(stopped) or state["global_step"] >= state["max_steps"]
 
 
 def _selected(folder: RunFolder, state: dict[str, Any], config: FinetuneConfig) -> Path:
@@ -272,13 +272,6 @@ def _save_model(folder: RunFolder, trainer: "ZeroShotTrainer") -> None:
     if trainer.is_world_process_zero():
         shutil.rmtree(folder.model, ignore_errors=True)
         draft.rename(folder.model)
-
-
-def _mean(by_language: dict[str, dict[str, float]]) -> dict[str, float]:
-    if not by_language:
-        return {}
-    rows = list(by_language.values())
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _versions() -> dict[str, str]:

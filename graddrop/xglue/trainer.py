@@ -3,24 +3,15 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from transformers import Trainer
 
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.metrics import METRICS
+from graddrop.xglue.rundata import EvaluationSet
 from graddrop.xglue.runfolder import SEAL_FILE, seal
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-class EvaluationSet(NamedTuple):
-    """One language of one split: the examples and the model inputs made of them."""
-
-    examples: "Dataset"
-    features: "Dataset"
 
 
 class ZeroShotTrainer(Trainer):
