@@ -94,6 +94,14 @@ def test_maximize_and_zero_betas():
     assert_step_is_the_reference(entries_of([(1500,)]), [knobs])
 
 
+def decaying(entries, **changes):
+    """Make each kept entry halve, and nothing else: a mask that can be read off, in any dtype."""
+    for entry in entries:
+        entry.grad.zero_()
+        entry.exp_avg.zero_()
+    return make_knobs(site="freeze", lr=1.0, weight_decay=0.5, **changes)
+
+
 def kept_bits(entry, before):
     return entry.param.detach() != before
 
@@ -104,8 +112,7 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
     shapes = [(4099,), (33, 36), (33, 35)]
     entries = entries_of(shapes, DTYPES[dtypes])
-    # lr 1: every kept entry moves visibly even in bf16
-    knobs = make_knobs(granularity=granularity, site="freeze", lr=1.0)
+    knobs = decaying(entries, granularity=granularity)
     befores = [entry.param.clone() for entry in entries]
     step(entries, [knobs], counters=(7, 0))
     for entry, before in zip(entries, befores, strict=True):
@@ -130,7 +137,7 @@ def test_the_draw_follows_the_period(period, counters, draw):
     """Steps finished, that // K, or masks begun by hand: computed on the device."""
     (entry,) = entries_of([(1200,)])
     before = entry.param.clone()
-    knobs = make_knobs(period=period, site="freeze", lr=1.0)
+    knobs = decaying([entry], period=period)
     step([entry], [knobs], counters)
     key = {"granularity": "element", "stream_id": 0, "layer": None, "drop_prob": 0.3}
     moved = kept_bits(entry, before)
@@ -270,10 +277,8 @@ def test_a_device_threshold_rounds_half_to_even():
         (entry,) = entries_of([(1030,)])
         before = entry.param.clone()
         probability = numerator / 65536
-        knobs = make_knobs(
-            drop_prob=torch.tensor(probability, dtype=torch.float64, device=DEVICE),
-            site="freeze",
-            lr=1.0,
+        knobs = decaying(
+            [entry], drop_prob=torch.tensor(probability, dtype=torch.float64, device=DEVICE)
         )
         step([entry], [knobs])
         expected = keep_mask(

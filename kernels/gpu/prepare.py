@@ -45,9 +45,9 @@ def prepare(
 
     One program, so that every tensor reads the counters before they move.
     """
-    active = True
+    active = 1  # what the counters advance by
     if found_inf is not None:
-        active = tl.load(found_inf) == 0.0
+        active = (tl.load(found_inf) == 0.0).to(tl.int32)
     inv_loss_scale = 1.0
     if grad_scale is not None:
         inv_loss_scale = 1.0 / tl.load(grad_scale).to(tl.float64)
@@ -62,9 +62,9 @@ def prepare(
         beta1, beta2 = tl.load(group + _BETA1), tl.load(group + _BETA2)
 
         step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
-        step = tl.load(step_ptr, mask=valid, other=0.0) + 1.0
-        tl.store(step_ptr, step, mask=valid & active)
-        step = step.to(tl.float64)
+        finished = tl.load(step_ptr, mask=valid, other=0.0)
+        tl.store(step_ptr, finished + active, mask=valid)
+        step = finished.to(tl.float64) + 1.0
         bias_correction1 = 1.0 - tl.exp(step * tl.log(beta1))
         bias_correction2 = 1.0 - tl.exp(step * tl.log(beta2))
 
@@ -109,11 +109,11 @@ def prepare(
         inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
         tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
         out = ints + tensor * INTS
-        tl.store(out + ACTIVE, (active & (frozen == 0)).to(tl.int32), mask=valid)
+        tl.store(out + ACTIVE, active * (frozen == 0).to(tl.int32), mask=valid)
         tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
         tl.store(out + THRESHOLD, threshold, mask=valid)
         tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
         tl.store(out + KEY_LOW, seed_low.to(tl.int32), mask=valid)
         tl.store(out + KEY_HIGH, seed_high.to(tl.int32), mask=valid)
     tl.debug_barrier()
-    tl.store(counters, steps_finished + 1, mask=active)
+    tl.store(counters, steps_finished + active)
