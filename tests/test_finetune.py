@@ -22,8 +22,6 @@ from safetensors.torch import load_file
 from graddrop.cli import main
 from graddrop.xglue import trainer as trainer_module
 from graddrop.xglue.layout import DataError
-from graddrop.xglue.methods import EXEMPTIONS, parameter_groups
-from graddrop.xglue.model import load_model, load_tokenizer
 from graddrop.xglue.runfolder import RunFolderError
 from graddrop.xglue.tasks import get_task
 from graddrop.xglue.train import FinetuneConfig, finetune
@@ -292,26 +290,6 @@ def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="no tokenizer could be loaded for model 'no/such-model'"):
         finetune(config(data, tmp_path / "run", model="no/such-model"))
     assert not (tmp_path / "run").exists()
-
-
-def test_groups_hold_every_parameter_once_and_exempt_what_is_asked() -> None:
-    """Four kinds of exemption cover head, embeddings, norms and biases; the rest is masked."""
-    task = get_task("pos")
-    model = load_model("tiny", task, load_tokenizer("tiny", ["a b"]), seed=0)
-    names = [name for name, _ in model.named_parameters()]
-    for exempt in ((), ("head",), tuple(EXEMPTIONS)):
-        groups = parameter_groups(model, 0.1, exempt)
-        assert sorted(name for group in groups for name, _ in group["params"]) == sorted(names)
-        unmasked = [n for group in groups if "drop_prob" in group for n, _ in group["params"]]
-        assert all(group.get("drop_prob", 0) == 0 for group in groups)
-        masked = set(names) - set(unmasked)
-        if exempt == ("head",):
-            assert sorted(unmasked) == ["classifier.bias", "classifier.weight"]
-        if len(exempt) == len(EXEMPTIONS):
-            assert masked and all(".dense." in n or ".self." in n for n in masked)
-            assert all(name.endswith(".weight") for name in masked)
-        decayed = [n for g in groups if g["weight_decay"] for n, _ in g["params"]]
-        assert decayed and not any("LayerNorm" in n or n.endswith("bias") for n in decayed)
 
 
 @pytest.mark.skipif(

@@ -153,16 +153,10 @@ class FinetuneConfig:
 
     def knobs(self) -> dict[str, Any]:
         """Return the optimizer's keyword arguments for masking: the method's, then the run's."""
-        method = METHODS[self.method]
-        chosen = {
-            name: getattr(self, name) for name in ("granularity", "period", "site", "rescale")
-        }
-        return {
-            "drop_prob": self.drop_prob if method.masks else 0.0,
-            "seed": self.seed,
-            **method.knobs,
-            **{name: value for name, value in chosen.items() if value is not None},
-        }
+        assert self.drop_prob is not None
+        names = ("granularity", "period", "site", "rescale")
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {**METHODS[self.method].knobs(self.drop_prob), "seed": self.seed, **chosen}
 
     def to_json(self) -> dict[str, Any]:
         """Return what defines the run's outcome, as JSON has it.

@@ -1,14 +1,11 @@
-"""The fine-tuning methods that are compared, as one table: adding a method is adding a row.
-
-GradDrop and its variants follow O'Neill & Dutta (arXiv 2307.10098) in our reading of it,
-Child-Tuning follows Xu et al. (arXiv 2109.05687), gradual unfreezing Howard & Ruder (arXiv
-1801.06146).
-"""
+"""The fine-tuning methods that are compared, as one table: adding a method is adding a row."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from graddrop.methods import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,19 +18,25 @@ class Method:
 
     Args:
         summary: What it does, in a few words.
+        preset: Key of `graddrop.methods.PRESETS`, whose knobs the optimizer gets; None masks
+            nothing.
         drop_prob: Drop probability unless the user names another.
-        masks: Whether the optimizer masks with that probability; otherwise it has another use.
-        knobs: Further keyword arguments of the optimizer.
         lr_factor: From the drop probability to a factor of the learning rate.
-        trains: `all`, `head` (nothing else), or `gradually` (top down, one layer after another).
+        trains: `all`, `head` (nothing else), or `gradually` (top down, one layer after another;
+            Howard & Ruder 2018, arXiv 1801.06146).
     """
 
     summary: str
+    preset: str | None = None
     drop_prob: float = 0.0
-    masks: bool = True
-    knobs: Mapping[str, Any] = field(default_factory=dict)
     lr_factor: Callable[[float], float] = lambda drop_prob: 1.0
     trains: str = "all"
+
+    def knobs(self, drop_prob: float) -> dict[str, Any]:
+        """Return the optimizer's keyword arguments that make this method."""
+        if self.preset is None:
+            return {"drop_prob": 0.0}
+        return {"drop_prob": drop_prob, **PRESETS[self.preset].knobs}
 
 
 METHODS: Mapping[str, Method] = {
@@ -42,26 +45,21 @@ METHODS: Mapping[str, Method] = {
     "gradual-unfreezing": Method(
         "layers are released one after another, top down, embeddings last", trains="gradually"
     ),
-    "graddrop": Method("each gradient entry is dropped at random, anew at each step", 0.5),
+    "graddrop": Method("gradient entries are dropped at random, anew each step", "graddrop", 0.5),
     "graddrop-epoch": Method(
-        "each gradient entry is dropped at random, anew at each epoch",
-        0.5,
-        knobs={"period": "epoch"},
+        "gradient entries are dropped at random, anew each epoch", "graddrop-epoch", 0.5
     ),
     "layer-graddrop": Method(
-        "the gradients of whole layers are dropped at random, anew at each step",
-        0.5,
-        knobs={"granularity": "layer"},
+        "gradients of whole layers are dropped at random, anew each step", "layer-graddrop", 0.5
     ),
     "child-tuning-f": Method(
-        "as graddrop, what is kept scaled by 1/(1 - drop_prob)", 0.7, knobs={"rescale": True}
+        "as graddrop, what is kept scaled by 1/(1 - drop_prob)", "child-tuning-f", 0.7
     ),
     # With masks drawn anew at each step the mean step of AdamW shrinks by sqrt(1 - drop_prob):
     # what remains of a difference to this control is the masks' own.
     "lr-matched": Method(
         "standard with lr * sqrt(1 - drop_prob), the control for graddrop",
-        0.5,
-        masks=False,
+        drop_prob=0.5,
         lr_factor=lambda drop_prob: math.sqrt(1 - drop_prob),
     ),
 }
