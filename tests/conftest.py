@@ -1,9 +1,16 @@
 """What holds for every test."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+import torch
+
+# Where there is no GPU the Triton kernels run in Triton's interpreter. Triton reads this when it is
+# imported, so it is said before any test file is.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
