@@ -1,10 +1,11 @@
 """The backends of the masked step: which there are, and one executor for each.
 
-An executor holds a fixed set of entries on one device. It is told where the gradients have moved,
-and makes one step of all its entries.
+An executor holds a fixed set of entries on one device. It is given the gradients of a step, which
+it does not keep, and makes one step of all its entries.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ class Executor(Protocol):
     """One step of a fixed set of entries on one device."""
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
-        """Take over gradients, one per entry, of the same dtypes and strides as before."""
+        """Take over the next step's gradients, one per entry, of dtypes and strides as before."""
 
     def step(
         self,
@@ -115,8 +116,9 @@ class ReferenceExecutor:
     """Entry by entry in plain torch; the definition, on any device and dtype."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
         self._grads: Sequence[Tensor] = [entry.grad for entry in entries]
+        gone = torch.empty(0)
+        self._entries = [replace(entry, grad=gone) for entry in entries]
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
@@ -131,10 +133,12 @@ class ReferenceExecutor:
     ) -> None:
         """See :class:`Executor`."""
         if found_inf is not None and found_inf.item() != 0:
+            self._grads = []
             return
         loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         steps_finished, masks_begun = counters.tolist()
-        for entry, grad in zip(self._entries, self._grads, strict=True):
+        grads, self._grads = self._grads, []
+        for entry, grad in zip(self._entries, grads, strict=True):
             group = knobs[entry.group]
             keep = group.keep_mask(
                 tuple(entry.param.shape),
@@ -172,7 +176,7 @@ class CpuExecutor:
         members: dict[Dtypes, list[int]] = {}
         for index, entry in enumerate(entries):
             members.setdefault(entry.dtypes, []).append(index)
-        self._grad_ptrs = _pointers([entry.grad for entry in entries])
+        self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
         self._calls = [
             (dtypes, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
             for dtypes, rows in members.items()
@@ -180,10 +184,9 @@ class CpuExecutor:
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
-        grad_ptrs = _pointers(grads)
-        for _, rows, tensor_table, _ in self._calls:
-            tensor_table[:, abi.GRAD] += (grad_ptrs - self._grad_ptrs)[rows]
-        self._grad_ptrs = grad_ptrs
+        if (moves := _moves(self._grad_ptrs, grads)) is not None:
+            for _, rows, tensor_table, _ in self._calls:
+                tensor_table[:, abi.GRAD] += moves[rows]
 
     def step(
         self,
@@ -222,7 +225,7 @@ class TritonExecutor:
         launcher = _triton()
         assert launcher is not None
         tensor_table, layout_table = tensor_tables(entries, knobs)
-        self._grad_ptrs = _pointers([entry.grad for entry in entries])
+        self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
         self._launcher = launcher.TritonStep(
             tensor_table, layout_table, [entry.dtypes for entry in entries], len(knobs), device
         )
@@ -235,9 +238,8 @@ class TritonExecutor:
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
-        grad_ptrs = _pointers(grads)
-        self._launcher.move_grads(grad_ptrs - self._grad_ptrs)
-        self._grad_ptrs = grad_ptrs
+        if (moves := _moves(self._grad_ptrs, grads)) is not None:
+            self._launcher.move_grads(moves)
 
     def step(
         self,
@@ -258,5 +260,11 @@ class TritonExecutor:
         self._launcher.step(counters, grad_scale, found_inf)
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+def _moves(pointers: list[int], grads: Sequence[Tensor]) -> Tensor | None:
+    """Bytes that each gradient has moved, int64, None if none has; ``pointers`` follow them."""
+    found = [grad.data_ptr() for grad in grads]
+    if found == pointers:
+        return None
+    moves = torch.tensor(found, dtype=torch.int64) - torch.tensor(pointers, dtype=torch.int64)
+    pointers[:] = found
+    return moves

@@ -1,141 +1,22 @@
 """The masked AdamW step as a function of tensors: arguments checked once, backends picked once."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .mask import GRANULARITIES, MAX_STREAM_ID, Shard, rescale_factor, threshold
-from .plan import Plan, Slot
-from .reference import SITES
+from .checks import (
+    check_draw,
+    check_grad,
+    check_ids,
+    check_knobs,
+    check_moments,
+    check_param,
+    read_scalar,
+)
+from .mask import Shard
+from .plan import Plan
 from .tables import Entry, Knobs
-
-
-def check_knobs(knobs: Knobs) -> None:
-    """Check one group's numbers; tensors (lr, drop_prob) are checked for their shape alone.
-
-    Raises:
-        ValueError: a value outside its range. Says which, what came and what was expected.
-        TypeError: seed or period is no integer.
-    """
-
-    def require(valid: bool, name: str, value: object, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"Invalid {name}: {value!r}: expected {expected}")
-
-    for name, scalar in (("learning rate", knobs.lr), ("drop_prob", knobs.drop_prob)):
-        if isinstance(scalar, Tensor):
-            require(scalar.numel() == 1, name, tuple(scalar.shape), "a tensor of one element")
-    if not isinstance(knobs.lr, Tensor):
-        require(0.0 <= knobs.lr < math.inf, "learning rate", knobs.lr, "a finite number >= 0")
-    for index, beta in enumerate((knobs.beta1, knobs.beta2)):
-        require(0.0 <= beta < 1.0, f"beta parameter at index {index}", beta, "a number in [0, 1)")
-    require(0.0 <= knobs.eps < math.inf, "epsilon value", knobs.eps, "a finite number >= 0")
-    require(
-        0.0 <= knobs.weight_decay < math.inf,
-        "weight_decay value",
-        knobs.weight_decay,
-        "a finite number >= 0",
-    )
-    require(
-        knobs.granularity in GRANULARITIES,
-        "granularity",
-        knobs.granularity,
-        f"one of {GRANULARITIES}",
-    )
-    require(knobs.site in SITES, "site", knobs.site, f"one of {SITES}")
-    if not isinstance(knobs.drop_prob, Tensor):
-        threshold(knobs.drop_prob)
-        if knobs.rescale:
-            rescale_factor(knobs.drop_prob)
-    for name, integer in (("seed", knobs.seed), ("period", knobs.period)):
-        if not isinstance(integer, int) or isinstance(integer, bool):
-            raise TypeError(f"Invalid {name}: {integer!r}: expected an int, got {type(integer)}")
-    require(0 <= knobs.seed < 1 << 64, "seed", knobs.seed, "an integer in [0, 2**64)")
-    require(knobs.period >= 0, "period", knobs.period, "an integer >= 1, or 0 for masks by hand")
-
-
-def check_param(param: Tensor) -> None:
-    """Check that a tensor can be a parameter of ours.
-
-    Raises:
-        TypeError: not a tensor, or neither real nor floating point.
-        ValueError: a meta tensor, a sparse tensor, or one whose entries share memory.
-    """
-    if not isinstance(param, Tensor):
-        raise TypeError(f"expected a Tensor as parameter, got {torch.typename(param)}")
-    if not param.is_floating_point():
-        raise TypeError(
-            f"expected a real floating-point parameter, got dtype {param.dtype}: "
-            "view complex parameters as real ones, leave integer ones out"
-        )
-    if param.is_meta:
-        raise ValueError("expected a parameter with data, got a meta tensor: materialise it first")
-    if param.layout != torch.strided:
-        raise ValueError(f"expected a strided parameter, got layout {param.layout}")
-    if shares_own_memory(param):
-        raise ValueError(
-            f"expected a parameter whose entries lie apart, got shape {tuple(param.shape)} with "
-            f"strides {param.stride()}: call .contiguous() on the expanded tensor first"
-        )
-
-
-def shares_own_memory(tensor: Tensor) -> bool:
-    """Whether two entries may lie at one address (an expanded tensor, say)."""
-    reach = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                return tensor.numel() > 0
-            reach = stride * (size - 1) + reach
-    return False
-
-
-def check_grad(param: Tensor, grad: Tensor) -> None:
-    """Check that ``grad`` can be the gradient of ``param``.
-
-    Raises:
-        RuntimeError: a sparse gradient; another shape or device; not real and floating point.
-    """
-    if grad.layout != torch.strided:
-        raise RuntimeError(
-            f"FusedGradDropAdamW does not support sparse gradients, got layout {grad.layout}: "
-            "use sparse=False in the embedding, or torch.optim.SparseAdam"
-        )
-    if not grad.is_floating_point():
-        raise RuntimeError(f"expected a real floating-point gradient, got dtype {grad.dtype}")
-    if grad.shape != param.shape or grad.device != param.device:
-        raise RuntimeError(
-            f"expected a gradient of shape {tuple(param.shape)} on {param.device}, got shape "
-            f"{tuple(grad.shape)} on {grad.device}: gradient and parameter must match"
-        )
-
-
-def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
-    """Check a parameter's state.
-
-    Raises:
-        RuntimeError: moments of another shape or device than the parameter, of different dtypes or
-            strides; a step that is not a float32 tensor of one element.
-    """
-    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        if moment.shape != param.shape or moment.device != param.device:
-            raise RuntimeError(
-                f"expected {name} of shape {tuple(param.shape)} on {param.device}, got shape "
-                f"{tuple(moment.shape)} on {moment.device}"
-            )
-    if exp_avg.dtype != exp_avg_sq.dtype or exp_avg.stride() != exp_avg_sq.stride():
-        raise RuntimeError(
-            "expected exp_avg and exp_avg_sq of one dtype and one layout, got "
-            f"{exp_avg.dtype}, strides {exp_avg.stride()} and {exp_avg_sq.dtype}, strides "
-            f"{exp_avg_sq.stride()}"
-        )
-    if step.dtype != torch.float32 or step.numel() != 1:
-        raise RuntimeError(
-            f"expected step as a float32 tensor of one element, got {step.dtype}, shape "
-            f"{tuple(step.shape)}"
-        )
 
 
 @torch.no_grad()
@@ -206,6 +87,8 @@ def graddrop_adamw_(
             cannot serve it. Nothing has changed then.
     """
     n_tensors = len(params)
+    if layers is None and granularity == "layer":
+        raise ValueError('granularity="layer" has to know the layers: pass layers')
     stream_ids = stream_ids if stream_ids is not None else range(n_tensors)
     layers = layers if layers is not None else [None] * n_tensors
     shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
@@ -221,14 +104,15 @@ def graddrop_adamw_(
     for name, values in lists.items():
         if len(values) != n_tensors:
             raise ValueError(f"expected {n_tensors} {name}, one per parameter, got {len(values)}")
+    check_ids(stream_ids, layers)
     knobs = Knobs(
-        lr=lr,
+        lr=read_scalar("learning rate", lr),
         beta1=betas[0],
         beta2=betas[1],
         eps=eps,
         weight_decay=weight_decay,
         maximize=maximize,
-        drop_prob=drop_prob,
+        drop_prob=read_scalar("drop_prob", drop_prob),
         granularity=granularity,
         site=site,
         rescale=rescale,
@@ -237,9 +121,7 @@ def graddrop_adamw_(
         period=0,  # the caller names the draw
     )
     check_knobs(knobs)
-    if not 0 <= draw < 1 << 32:
-        raise ValueError(f"Invalid draw: {draw}: expected an integer in [0, 2**32)")
-    check_stream_ids(stream_ids)
+    check_draw(draw)
     entries = []
     for index, param in enumerate(params):
         check_param(param)
@@ -258,18 +140,8 @@ def graddrop_adamw_(
                 group=0,
             )
         )
-    plan = Plan([Slot(entry.param, {}, entry) for entry in entries], [knobs], backend)
-    for (device, _), executor in plan.executors.items():
-        counters = torch.tensor([0, draw], dtype=torch.int64, device=device)
-        executor.step([knobs], counters, grad_scale, found_inf)
-
-
-def check_stream_ids(stream_ids: Iterable[int]) -> None:
-    """Check that ids of parameters leave room for the other streams of the mask contract.
-
-    Raises:
-        ValueError: an id outside [0, 2**30).
-    """
-    for stream_id in stream_ids:
-        if not 0 <= stream_id < MAX_STREAM_ID:
-            raise ValueError(f"Invalid stream id: {stream_id}: expected an integer in [0, 2**30)")
+    plan = Plan(params, entries, [knobs], backend)
+    counters = {
+        key: torch.tensor([0, draw], dtype=torch.int64, device=key[0]) for key in plan.executors
+    }
+    plan.step(grads, [knobs], counters, grad_scale, found_inf)

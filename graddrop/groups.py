@@ -1,30 +1,15 @@
-"""What is ours in a param group: the knobs of the masks, their checks, their way through a load."""
+"""What is ours in a param group: the knobs of the masks, and what the masks call its parameters."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from .functional import check_knobs, check_stream_ids
+from .checks import check_ids, check_knobs, read_scalar
 from .mask import layer_of
 from .tables import Knobs
 
 Group = dict[str, Any]
 
 PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
-# The knobs that make the masks: compared, and warned about, when a loaded state overrides them.
-MASK_KNOBS = (
-    "drop_prob",
-    "granularity",
-    "period",
-    "site",
-    "rescale",
-    "mask_decay",
-    "seed",
-    "stream_ids",
-    "layers",
-)
 COUNTERS = ("steps_finished", "masks_begun")
 
 
@@ -32,31 +17,27 @@ def knobs_of(group: Group) -> Knobs:
     """A param group's knobs as the backends take them.
 
     Raises:
-        ValueError: unknown period.
+        ValueError: unknown period, betas that are no pair, or a tensor of several elements.
     """
-    period, lr, drop_prob = group["period"], group["lr"], group["drop_prob"]
+    period, betas = group["period"], group["betas"]
     if isinstance(period, str):
-        if period not in PERIODS:
-            raise ValueError(
-                f"Invalid period: {period!r}: expected one of {tuple(PERIODS)}, or an int >= 1"
-            )
-        period = PERIODS[period]
+        period = PERIODS.get(period)
     elif not isinstance(period, int) or isinstance(period, bool) or period < 1:
+        period = None
+    if period is None:
         raise ValueError(
-            f"Invalid period: {period!r}: expected one of {tuple(PERIODS)}, or an int >= 1"
+            f"Invalid period: {group['period']!r}: expected one of {tuple(PERIODS)}, or an int >= 1"
         )
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
     return Knobs(
-        lr=float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
+        lr=read_scalar("learning rate", group["lr"]),
+        beta1=betas[0],
+        beta2=betas[1],
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         maximize=group["maximize"],
-        drop_prob=(
-            float(drop_prob)
-            if isinstance(drop_prob, Tensor) and drop_prob.device.type == "cpu"
-            else drop_prob
-        ),
+        drop_prob=read_scalar("drop_prob", group["drop_prob"]),
         granularity=group["granularity"],
         site=group["site"],
         rescale=group["rescale"],
@@ -96,59 +77,31 @@ def complete(group: Group, others: Sequence[Group]) -> None:
             'granularity="layer" has to know the layers: pass model.named_parameters(), or '
             '"layers" (an int, or one per parameter) in each param group'
         )
-    layers = [layers] * n_params if layers is None or isinstance(layers, int) else list(layers)
-    group["layers"] = layers
-    for name in ("stream_ids", "layers"):
-        if len(group[name]) != n_params:
-            raise ValueError(
-                f"expected {n_params} {name}, one per parameter, got {len(group[name])}"
-            )
-    check_stream_ids(group["stream_ids"])
-    used = {stream_id for other in others for stream_id in other["stream_ids"]}
-    if len(set(group["stream_ids"]) - used) != n_params:
-        raise ValueError(
-            f"expected stream_ids that no other parameter has, got {group['stream_ids']}"
-        )
+    group["layers"] = (
+        [layers] * n_params if layers is None or isinstance(layers, int) else list(layers)
+    )
+    check_names([*others, group])
     check_knobs(knobs_of(group))
 
 
-def merge_saved(groups: Sequence[Group], saved_groups: Sequence[Group]) -> list[Group]:
-    """The saved groups, with our knobs where a group of torch.optim.AdamW has none."""
-    if len(saved_groups) != len(groups):
-        raise ValueError(
-            "loaded state dict has a different number of parameter groups: expected "
-            f"{len(groups)}, got {len(saved_groups)}"
-        )
-    merged = []
-    for mine, saved in zip(groups, saved_groups, strict=True):
-        if len(mine["params"]) != len(saved["params"]):
-            raise ValueError(
-                "loaded state dict contains a parameter group that doesn't match the size of "
-                f"optimizer's group: expected {len(mine['params'])} parameters, got "
-                f"{len(saved['params'])}"
-            )
-        if saved.get("amsgrad"):
-            raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
-        missing = {
-            key: value
-            for key, value in mine.items()
-            if key not in saved and key not in ("params", *COUNTERS)
-        }
-        merged.append({**saved, **missing})
-    return merged
+def check_names(groups: Sequence[Group]) -> None:
+    """Check what the masks call the parameters of all groups.
 
-
-def warn_overridden(
-    groups: Sequence[Group], saved_groups: Sequence[Group], scheduled: Sequence[bool]
-) -> None:
-    """Warn where saved knobs are about to replace others, except a scheduled ``drop_prob``."""
-    for index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
-        for knob in MASK_KNOBS:
-            follows_schedule = knob == "drop_prob" and scheduled[index]
-            if knob in saved and saved[knob] != mine[knob] and not follows_schedule:
-                warnings.warn(
-                    f"param group {index}: the loaded {knob}={saved[knob]!r} replaces "
-                    f"{knob}={mine[knob]!r} of this optimizer; set it after loading, in "
-                    "optimizer.param_groups, to change it",
-                    stacklevel=3,
+    Raises:
+        ValueError: stream ids or layers of the wrong number or range, or a stream id used twice.
+    """
+    used: set[int] = set()
+    for group in groups:
+        n_params = len(group["params"])
+        for name in ("stream_ids", "layers"):
+            if len(group[name]) != n_params:
+                raise ValueError(
+                    f"expected {n_params} {name}, one per parameter, got {len(group[name])}"
                 )
+        check_ids(group["stream_ids"], group["layers"])
+        n_used = len(used)
+        used.update(group["stream_ids"])
+        if len(used) != n_used + n_params:
+            raise ValueError(
+                f"expected stream_ids that no other parameter has, got {group['stream_ids']}"
+            )

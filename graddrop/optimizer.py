@@ -1,5 +1,6 @@
 """``FusedGradDropAdamW``: AdamW with stochastically masked gradients, as a torch optimizer."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
-from .functional import check_grad, check_knobs, check_moments, check_param
-from .groups import COUNTERS, complete, draw_of, knobs_of, merge_saved, warn_overridden
+from .checkpoint import STATE_KEYS, loaded_groups, loaded_state, warn_overridden
+from .checks import check_draw, check_grad, check_knobs, check_moments, check_param
+from .counters import Counters
+from .groups import Group, complete, draw_of, knobs_of
 from .overlap import check_disjoint
-from .plan import Key, Plan, Slot
+from .plan import Plan
 from .schedules import Schedule
-from .sharding import local_tensor, shard_of
+from .sharding import local_grad, local_tensor, shard_of
 from .tables import Entry, Knobs
 
 
@@ -92,9 +95,8 @@ class FusedGradDropAdamW(Optimizer):
         self._state_dtype = state_dtype
         self._backend = backend
         self._schedules: list[Schedule | None] = []
-        self._counters: dict[Key, Tensor] = {}
         self._plan: Plan | None = None
-        self._checked_rows: list[list[float]] = []
+        self._checked_knobs: list[Knobs] = []
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -111,6 +113,7 @@ class FusedGradDropAdamW(Optimizer):
             "capturable": capturable,
         }
         super().__init__(params, defaults)
+        self._counters = Counters(self.param_groups)
 
     # -- parameters and groups ---------------------------------------------------------------------
 
@@ -124,16 +127,18 @@ class FusedGradDropAdamW(Optimizer):
             ValueError: as the constructor. The optimizer is unchanged then.
             TypeError: as the constructor.
         """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        if self.param_groups:
+            self._counters.sync()
         group = dict(param_group)
-        if not isinstance(group.get("params"), (Tensor, set)):
-            group["params"] = list(group["params"])
-        added = group["params"]
-        tensors = [
-            item[1] if isinstance(item, tuple) else item
-            for item in ([added] if isinstance(added, Tensor) else added)
-        ]
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = list(group["params"])  # once: it may be a generator
+        added = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        tensors = [item[1] if isinstance(item, tuple) else item for item in added]
         for tensor in tensors:
-            check_param(tensor)
+            check_param(local_tensor(tensor))
+            shard_of(tensor)
         known = [param for known_group in self.param_groups for param in known_group["params"]]
         if len(set(map(id, tensors))) != len(tensors):
             raise ValueError("a parameter appears twice in one param group: pass it once")
@@ -141,22 +146,23 @@ class FusedGradDropAdamW(Optimizer):
             raise ValueError("some parameters appear in more than one parameter group")
         check_disjoint([local_tensor(param) for param in (*known, *tensors)])
 
-        super().add_param_group(group)
-        schedule = group["drop_prob"] if callable(group["drop_prob"]) else None
+        others = list(self.param_groups)
         try:
-            complete(group, self.param_groups[:-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
+            super().add_param_group(group)
+            schedule = group["drop_prob"] if callable(group["drop_prob"]) else None
+            complete(group, others)
+        except BaseException:
+            self.param_groups[:] = others
             raise
         self._schedules.append(schedule)
-        self._reset_plan()
+        self._plan = None
 
     # -- masks -------------------------------------------------------------------------------------
 
     @property
     def draws(self) -> list[int]:
         """Index of the mask that the next :meth:`step` uses, per param group."""
-        self._sync_counters()
+        self._counters.sync()
         return [draw_of(group) for group in self.param_groups]
 
     def new_mask(self, draw: int | None = None) -> None:
@@ -168,15 +174,13 @@ class FusedGradDropAdamW(Optimizer):
 
         Raises:
             ValueError: ``draw`` outside its range.
+            TypeError: ``draw`` is no int.
         """
-        self._sync_counters()
-        draw = self.param_groups[0]["masks_begun"] + 1 if draw is None else draw
-        if not 0 <= draw < 1 << 32:
-            raise ValueError(f"Invalid draw: {draw}: expected an integer in [0, 2**32)")
-        for group in self.param_groups:
-            group["masks_begun"] = draw
-        for counters in self._counters.values():
-            counters[1] = draw
+        if draw is None:
+            self._counters.sync()
+            draw = self.param_groups[0]["masks_begun"] + 1
+        check_draw(draw)
+        self._counters.begin_mask(draw)
 
     def keep_mask(self, param: Tensor) -> Tensor:
         """The mask that the next :meth:`step` uses for a parameter.
@@ -191,12 +195,18 @@ class FusedGradDropAdamW(Optimizer):
         Raises:
             ValueError: ``param`` is not one of the optimizer's.
         """
-        self._apply_schedules()
-        for group in self.param_groups:
+        for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
             for index, candidate in enumerate(group["params"]):
                 if candidate is param:
-                    keep = self._keep_mask(group, index)
                     local = local_tensor(param)
+                    keep = knobs.keep_mask(
+                        tuple(local.shape),
+                        stream_id=group["stream_ids"][index],
+                        layer=group["layers"][index],
+                        shard=shard_of(param),
+                        draw=draw_of(group),
+                        device=local.device,
+                    )
                     return keep if keep is not None else torch.ones_like(local, dtype=torch.bool)
         raise ValueError(
             f"expected one of the optimizer's parameters, got shape {tuple(param.shape)}"
@@ -209,14 +219,11 @@ class FusedGradDropAdamW(Optimizer):
         finer ones none is listed. Under ``site="grad"`` or ``"freeze"`` their gradients are not
         read for anything.
         """
-        self._apply_schedules()
         dropped = []
-        for group in self.param_groups:
-            if group["granularity"] in ("tensor", "layer"):
-                for index, param in enumerate(group["params"]):
-                    keep = self._keep_mask(group, index, local_shape=())
-                    if keep is not None and not keep.item():
-                        dropped.append(param)
+        for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
+            keeps = knobs.keep_wholes(group["stream_ids"], group["layers"], draw_of(group))
+            params_and_keeps = zip(group["params"], keeps, strict=True)
+            dropped += [param for param, keep in params_and_keeps if not keep]
         return dropped
 
     def dropped_layers(self) -> list[int]:
@@ -233,19 +240,18 @@ class FusedGradDropAdamW(Optimizer):
                     by_layer[layer] = by_layer.get(layer, True) and id(param) in dropped
         return sorted(layer for layer, whole in by_layer.items() if whole)
 
-    def _keep_mask(
-        self, group: dict[str, Any], index: int, local_shape: tuple[int, ...] | None = None
-    ) -> Tensor | None:
-        local = local_tensor(group["params"][index])
-        whole = local_shape is not None  # a whole-tensor decision needs no shape of its own
-        return knobs_of(group).keep_mask(
-            tuple(local.shape) if local_shape is None else local_shape,
-            stream_id=group["stream_ids"][index],
-            layer=group["layers"][index],
-            shard=None if whole else shard_of(group["params"][index]),
-            draw=draw_of(group),
-            device=torch.device("cpu") if whole else local.device,
-        )
+    def _next_knobs(self) -> list[Knobs]:
+        """The knobs of the step to come, one per group, checked."""
+        self._counters.sync()
+        for group, schedule in zip(self.param_groups, self._schedules, strict=True):
+            if schedule is not None:
+                group["drop_prob"] = schedule(group["steps_finished"])
+        knobs = [knobs_of(group) for group in self.param_groups]
+        if knobs != self._checked_knobs:
+            for group_knobs in knobs:
+                check_knobs(group_knobs)
+            self._checked_knobs = knobs
+        return knobs
 
     # -- the step ----------------------------------------------------------------------------------
 
@@ -276,110 +282,71 @@ class FusedGradDropAdamW(Optimizer):
             raise RuntimeError(
                 "expected capturable=True in every param group to capture step() in a CUDA graph"
             )
-        self._apply_schedules()
-        knobs = [knobs_of(group) for group in self.param_groups]
-        if (rows := [group_knobs.row() for group_knobs in knobs]) != self._checked_rows:
-            for group_knobs in knobs:
-                check_knobs(group_knobs)
-            self._checked_rows = rows
-        for key, executor in self._current_plan(knobs).executors.items():
-            executor.step(knobs, self._counters_of(key), None, None)
-        for group in self.param_groups:
-            group["steps_finished"] += 1
+        knobs = self._next_knobs()
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [local_grad(param) for param in params]
+        if self._plan is None or not self._plan.fits(params, grads, self.state, knobs):
+            self._plan = self._new_plan(grads, knobs)
+        keys = list(self._plan.executors)
+        self._plan.step(grads, knobs, self._counters.on(keys))
+        self._counters.advance(keys)
         return loss
 
-    def _apply_schedules(self) -> None:
-        for group, schedule in zip(self.param_groups, self._schedules, strict=True):
-            if schedule is not None:
-                group["drop_prob"] = schedule(group["steps_finished"])
-
-    def _current_plan(self, knobs: Sequence[Knobs]) -> Plan:
-        """The plan of the step to come: the last one where only gradients have moved."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        if self._plan is None or not self._plan.follow(params, knobs):
-            self._plan = self._new_plan(knobs)
-        return self._plan
-
-    def _new_plan(self, knobs: Sequence[Knobs]) -> Plan:
-        # All checks come before the first change.
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    local, grad = local_tensor(param), local_tensor(param.grad)
-                    check_param(local)
-                    check_grad(local, grad)
-                    moment_dtype = self._moment_dtype(param)
-                    resolve(self._backend, local.device, (local.dtype, grad.dtype, moment_dtype))
-                    if state := self.state.get(param):
-                        _check_state(local, state)
-        slots = []
-        for index, group in enumerate(self.param_groups):
+    def _new_plan(self, grads: Sequence[Tensor | None], knobs: Sequence[Knobs]) -> Plan:
+        params: list[Tensor] = []
+        entries: list[Entry | None] = []
+        states = {}
+        for group_index, group in enumerate(self.param_groups):
             for param, stream_id, layer in zip(
                 group["params"], group["stream_ids"], group["layers"], strict=True
             ):
-                if param.grad is None:
-                    slots.append(Slot(param, {}, None))
+                grad = grads[len(params)]
+                params.append(param)
+                if grad is None:
+                    entries.append(None)
                     continue
-                state = self.state[param]
-                if not state:
-                    state.update(self._initial_state(param, group))
+                local = local_tensor(param)
+                check_param(local)
+                check_grad(local, grad)
+                states[param] = state = self.state.get(param) or self._initial_state(param, group)
+                if missing := set(STATE_KEYS) - state.keys():
+                    raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
                 entry = Entry(
-                    param=local_tensor(param),
-                    grad=local_tensor(param.grad),
+                    param=local,
+                    grad=grad,
                     exp_avg=local_tensor(state["exp_avg"]),
                     exp_avg_sq=local_tensor(state["exp_avg_sq"]),
                     step=state["step"],
                     stream_id=stream_id,
                     layer=layer,
                     shard=shard_of(param),
-                    group=index,
+                    group=group_index,
                 )
-                slots.append(Slot(param, state, entry))
-        return Plan(slots, knobs, self._backend)
+                check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
+                entries.append(entry)
+        plan = Plan(params, entries, knobs, self._backend)
+        self.state.update(states)  # all checks have passed
+        return plan
 
     # -- state -------------------------------------------------------------------------------------
 
     def _moment_dtype(self, param: Tensor) -> torch.dtype:
         return self._state_dtype if param.dtype.itemsize == 2 else param.dtype
 
-    def _step_device(self, param: Tensor, group: dict[str, Any]) -> torch.device:
-        # A GPU step counts on the device, as torch's fused and capturable steps do.
-        dtypes = param.dtype, param.dtype, self._moment_dtype(param)
-        on_device = resolve(self._backend, param.device, dtypes) == "triton"
-        return param.device if on_device or group["capturable"] else torch.device("cpu")
-
-    def _initial_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _initial_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         dtype = self._moment_dtype(param)
+        # A GPU step counts on the device, as torch's fused and capturable steps do.
+        on_device = resolve(self._backend, param.device, (param.dtype, param.dtype, dtype))
+        step_device = param.device if on_device == "triton" or group["capturable"] else "cpu"
         return {
-            "step": torch.zeros((), dtype=torch.float32, device=self._step_device(param, group)),
+            "step": torch.zeros((), dtype=torch.float32, device=step_device),
             "exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(param, dtype=dtype, requires_grad=False),
         }
 
-    def _reset_plan(self) -> None:
-        self._plan = None
-        self._checked_rows = []
-
-    def _counters_of(self, key: Key) -> Tensor:
-        """(steps finished, masks begun) where an executor reads and advances them: int64 [2]."""
-        if key not in self._counters:
-            self._sync_counters()
-            first = self.param_groups[0]
-            values = [first[counter] for counter in COUNTERS]
-            self._counters[key] = torch.tensor(values, dtype=torch.int64, device=key[0])
-        return self._counters[key]
-
-    def _sync_counters(self) -> None:
-        """Write the counters into the groups: replays of a CUDA graph advance them unseen."""
-        for counters in self._counters.values():
-            values = dict(zip(COUNTERS, counters.tolist(), strict=True))
-            for group in self.param_groups:
-                group.update(values)
-            return
-
     def state_dict(self) -> dict[str, Any]:
         """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups."""
-        self._sync_counters()
+        self._counters.sync()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -387,7 +354,8 @@ class FusedGradDropAdamW(Optimizer):
 
         Knobs in the loaded groups replace the constructor's; a warning names both where they
         differ. A schedule of ``drop_prob`` goes on from the loaded step. With a state of
-        ``torch.optim.AdamW`` the knobs stay as they are here.
+        ``torch.optim.AdamW`` the knobs stay as they are here. Moments are loaded in the dtypes
+        that they have here, not in the parameters'.
 
         Args:
             state_dict: as :meth:`state_dict` made it. It is not changed and not aliased.
@@ -395,66 +363,35 @@ class FusedGradDropAdamW(Optimizer):
         Raises:
             ValueError: groups of other sizes, missing keys, moments of other shapes, ``amsgrad``,
                 or knobs outside their range. Nothing has changed then.
+            TypeError: a knob of the wrong type. Nothing has changed then.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
-        groups = merge_saved(self.param_groups, state_dict["param_groups"])
-        ids = [param_id for group in groups for param_id in group["params"]]
-        loaded = {
-            param: state_dict["state"][param_id]
-            for param_id, param in zip(ids, params, strict=True)
-            if state_dict["state"].get(param_id)
-        }
-        for param, state in loaded.items():
-            _check_loaded_state(param, state)
-        steps = [int(state["step"]) for state in loaded.values()]
+        # torch's own load casts moments to the parameters' dtypes and cannot be told otherwise.
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        loaded = loaded_state(self.param_groups, state_dict)
+        finished = max((int(found["step"]) for found in loaded.values()), default=0)
+        groups = loaded_groups(self.param_groups, state_dict["param_groups"], finished)
+        state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         for group in groups:
-            group.setdefault("steps_finished", max(steps, default=0))
-            group.setdefault("masks_begun", 0)
-            check_knobs(knobs_of(group))
-        scheduled = [schedule is not None for schedule in self._schedules]
-        warn_overridden(self.param_groups, state_dict["param_groups"], scheduled)
-
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        # torch has cast the moments to the parameters' dtype; take them over from the source.
-        for group in self.param_groups:
             for param in group["params"]:
                 if param in loaded:
-                    fresh = self._initial_state(param, group)
-                    for key, value in loaded[param].items():
-                        if key in fresh:
-                            fresh[key].copy_(torch.as_tensor(value))
-                    self.state[param] = fresh
+                    state[param] = self._initial_state(param, group)
+                    for key, value in state[param].items():
+                        value.copy_(torch.as_tensor(loaded[param][key]))
+        scheduled = [schedule is not None for schedule in self._schedules]
+        warn_overridden(self.param_groups, state_dict["param_groups"], scheduled)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._sync_counters()
+        self._counters.sync()
         own = {name: self.__dict__[name] for name in ("_state_dtype", "_backend", "_schedules")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._counters = {}
-        self._reset_plan()
-
-
-def _check_state(local: Tensor, state: dict[str, Any]) -> None:
-    missing = {"step", "exp_avg", "exp_avg_sq"} - state.keys()
-    if missing:
-        raise RuntimeError(f"expected state step, exp_avg, exp_avg_sq; missing: {sorted(missing)}")
-    check_moments(
-        local, local_tensor(state["exp_avg"]), local_tensor(state["exp_avg_sq"]), state["step"]
-    )
-
-
-def _check_loaded_state(param: Tensor, state: dict[str, Any]) -> None:
-    missing = {"step", "exp_avg", "exp_avg_sq"} - state.keys()
-    if missing:
-        raise ValueError(
-            f"expected state step, exp_avg, exp_avg_sq for a parameter of shape "
-            f"{tuple(param.shape)}; missing: {sorted(missing)}"
-        )
-    for key in ("exp_avg", "exp_avg_sq"):
-        if state[key].shape != param.shape:
-            raise ValueError(
-                f"expected {key} of shape {tuple(param.shape)}, got {tuple(state[key].shape)}: "
-                "this state belongs to other parameters"
-            )
+        self._counters = Counters(self.param_groups)
+        self._checked_knobs = []
+        self._plan = None

@@ -16,21 +16,21 @@ def check_disjoint(params: Sequence[Tensor]) -> None:
         ValueError: two tensors share memory. Names their positions and shapes.
     """
     spans = sorted(
-        (
-            (str(param.device), param.data_ptr(), param.data_ptr() + _extent(param), index)
-            for index, param in enumerate(params)
-            if param.numel()
-        ),
+        (str(param.device), param.data_ptr(), param.data_ptr() + _extent(param), index)
+        for index, param in enumerate(params)
+        if param.numel()
     )
-    for (device, _, end, first), (other_device, start, _, second) in zip(
-        spans, spans[1:], strict=False
-    ):
-        if device == other_device and start < end and _overlap(params[first], params[second]):
-            raise ValueError(
-                f"parameters {first} and {second} of shapes {tuple(params[first].shape)} and "
-                f"{tuple(params[second].shape)} share memory: pass tied or overlapping parameters "
-                "once, as model.parameters() does"
-            )
+    open_spans: list[tuple[str, int, int, int]] = []  # those that reach beyond the last start
+    for device, start, end, index in spans:
+        open_spans = [span for span in open_spans if span[0] == device and span[2] > start]
+        for _, _, _, other in open_spans:
+            if _overlap(params[other], params[index]):
+                raise ValueError(
+                    f"parameters {other} and {index} of shapes {tuple(params[other].shape)} and "
+                    f"{tuple(params[index].shape)} share memory: pass tied or overlapping "
+                    "parameters once, as model.parameters() does"
+                )
+        open_spans.append((device, start, end, index))
 
 
 def _extent(tensor: Tensor) -> int:

@@ -1,7 +1,7 @@
 """The executors of one set of parameters, gradients and state: kept until one of them changes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,86 +12,125 @@ from .sharding import local_tensor
 from .tables import Entry, Knobs
 
 Key = tuple[torch.device, str]  # where, and by which backend
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One parameter of the optimizer, with its entry of the step: None where it has no gradient."""
-
-    param: Tensor
-    state: dict[str, Any]
-    entry: Entry | None
+State = Mapping[Tensor, dict[str, Any]]
 
 
 class Plan:
     """Executors, and what they were made for.
 
+    Gradients are not kept: between two steps their memory belongs to whoever needs it.
+
     Args:
-        slots: all parameters of the optimizer.
+        params: all parameters of the optimizer.
+        entries: one per parameter; None where it has no gradient.
         knobs: one per group.
         backend: the backend asked for.
 
     Raises:
         RuntimeError: the backend cannot serve an entry.
+        ValueError: unknown backend, or more strided dimensions than it takes.
     """
 
-    def __init__(self, slots: Sequence[Slot], knobs: Sequence[Knobs], backend: str) -> None:
-        self._slots = slots
-        self._structure = _structure(knobs)
-        members: dict[Key, list[Entry]] = {}
-        for slot in slots:
-            if slot.entry is not None:
-                device = slot.entry.param.device
-                key = device, resolve(backend, device, slot.entry.dtypes)
-                members.setdefault(key, []).append(slot.entry)
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        entries: Sequence[Entry | None],
+        knobs: Sequence[Knobs],
+        backend: str,
+    ) -> None:
+        present = [entry for entry in entries if entry is not None]
+        self._members: dict[Key, list[int]] = {}  # positions among the entries that are present
+        for position, entry in enumerate(present):
+            device = entry.param.device
+            key = device, resolve(backend, device, entry.dtypes)
+            if key[1] != "reference" and entry.step.device != device:
+                raise RuntimeError(
+                    f"expected step on {device}, where the {key[1]} backend counts, got it on "
+                    f"{entry.step.device}: move it there"
+                )
+            self._members.setdefault(key, []).append(position)
         self.executors: dict[Key, Executor] = {
-            key: make_executor(key[1], entries, knobs, key[0]) for key, entries in members.items()
+            key: make_executor(key[1], [present[i] for i in members], knobs, key[0])
+            for key, members in self._members.items()
         }
-        self._order = {key: [id(entry) for entry in entries] for key, entries in members.items()}
-        # Pointers as they were: an entry's tensors may be swapped in place (`.data = `) later.
-        self._params = [slot.entry.param.data_ptr() if slot.entry else 0 for slot in slots]
-        self._grads = [slot.entry.grad.data_ptr() if slot.entry else 0 for slot in slots]
+        self._structure = _structure(knobs)
+        self._params = list(params)
+        self._absent = [entry is None for entry in entries]
+        self._param_ptrs = [entry.param.data_ptr() for entry in present]
+        self._state = [
+            t for entry in present for t in (entry.exp_avg, entry.exp_avg_sq, entry.step)
+        ]
+        self._state_ptrs = [tensor.data_ptr() for tensor in self._state]
+        self._grad_layouts = _layouts([entry.grad for entry in present])
 
-    def follow(self, params: Sequence[Tensor], knobs: Sequence[Knobs]) -> bool:
-        """Follow gradients that have moved; False if anything else differs: a new plan is due.
+    def fits(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: State,
+        knobs: Sequence[Knobs],
+    ) -> bool:
+        """Whether these executors can make this step: only values, or gradients' places, differ.
+
+        Pointers are compared, not objects alone: ``.data = `` swaps the memory of a tensor.
 
         Args:
             params: all parameters of the optimizer, in order.
+            grads: their local gradients, None where there is none.
+            state: the optimizer's.
             knobs: one per group.
         """
-        if len(params) != len(self._slots) or self._structure != _structure(knobs):
+        if (
+            len(params) != len(self._params)
+            or not all(map(is_, params, self._params))
+            or [grad is None for grad in grads] != self._absent
+            or _structure(knobs) != self._structure
+        ):
             return False
-        grads: dict[int, Tensor] = {}  # id of an entry -> its gradient now
-        moved = False
-        for i, (param, slot) in enumerate(zip(params, self._slots, strict=True)):
-            entry, grad = slot.entry, param.grad
-            if param is not slot.param or (grad is None) != (entry is None):
-                return False
-            if entry is None or grad is None:
-                continue
-            grad, state = local_tensor(grad), slot.state
-            if (
-                local_tensor(param).data_ptr() != self._params[i]
-                or grad.dtype != entry.grad.dtype
-                or grad.stride() != entry.grad.stride()
-                or grad.shape != entry.grad.shape
-                or grad.device != entry.grad.device
-                or grad.layout != torch.strided
-                or local_tensor(state["exp_avg"]) is not entry.exp_avg
-                or local_tensor(state["exp_avg_sq"]) is not entry.exp_avg_sq
-                or state["step"] is not entry.step
-            ):
-                return False
-            pointer = grad.data_ptr()
-            moved |= pointer != self._grads[i]
-            self._grads[i] = pointer
-            grads[id(entry)] = grad
-        if moved:
-            for key, executor in self.executors.items():
-                executor.set_grads([grads[entry_id] for entry_id in self._order[key]])
-        return True
+        present = [param for param, absent in zip(params, self._absent, strict=True) if not absent]
+        held = [
+            local_tensor(found[name]) if name in found else None
+            for found in (state.get(param, {}) for param in present)
+            for name in ("exp_avg", "exp_avg_sq", "step")
+        ]
+        return (
+            all(map(is_, held, self._state))
+            and [tensor.data_ptr() for tensor in self._state] == self._state_ptrs
+            and [local_tensor(param).data_ptr() for param in present] == self._param_ptrs
+            and _layouts([grad for grad in grads if grad is not None]) == self._grad_layouts
+        )
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        knobs: Sequence[Knobs],
+        counters: Mapping[Key, Tensor],
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Make the step.
+
+        Args:
+            grads: local gradients, one per parameter, None where there is none.
+            knobs: one per group.
+            counters: int64 [2] for each of :attr:`executors`, advanced by it.
+            grad_scale: float32, one element: loss scale that the gradients carry.
+            found_inf: float32, one element: unless 0, nothing changes.
+        """
+        present = [grad for grad in grads if grad is not None]
+        for key, executor in self.executors.items():
+            executor.set_grads([present[position] for position in self._members[key]])
+            executor.step(knobs, counters[key], grad_scale, found_inf)
 
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
     """What the tables' modes depend on."""
     return [(k.granularity, k.site, k.mask_decay, k.masks_nothing) for k in knobs]
+
+
+def _layouts(grads: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    """What the tables and the choice of code depend on; only strided tensors have strides."""
+    return [
+        (grad.dtype, grad.shape, grad.stride()) if grad.layout is torch.strided else (grad.layout,)
+        for grad in grads
+    ]

@@ -12,7 +12,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
-    if type(tensor) in _PLAIN or not torch.distributed.is_available():
+    if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
 
@@ -21,7 +21,25 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """The data that this process holds: a view for a DTensor, the tensor itself otherwise."""
-    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    if type(tensor) in _PLAIN or not _is_dtensor(tensor):
+        return tensor
+    placed: Any = tensor
+    return placed.to_local()
+
+
+def local_grad(param: Tensor) -> Tensor | None:
+    """The gradient of the data that this process holds, None where there is none.
+
+    A gradient that is placed otherwise than its parameter, such as one whose reduction is pending
+    (``Partial``), is brought to its parameter's place, as torch's optimizers do.
+    """
+    grad: Any = param.grad
+    if grad is None or type(param) in _PLAIN or not _is_dtensor(param):
+        return grad
+    placed: Any = param
+    if _is_dtensor(grad) and grad.placements != placed.placements:
+        grad = grad.redistribute(placed.device_mesh, placed.placements)
+    return local_tensor(grad)
 
 
 def shard_of(param: Tensor) -> Shard:
@@ -30,7 +48,7 @@ def shard_of(param: Tensor) -> Shard:
     Raises:
         ValueError: a DTensor with a pending reduction (``Partial``): its values are not final.
     """
-    if not _is_dtensor(param):
+    if type(param) in _PLAIN or not _is_dtensor(param):
         return Shard.whole(tuple(param.shape))
     placed: Any = param
     if any(placement.is_partial() for placement in placed.placements):

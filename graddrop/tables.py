@@ -7,8 +7,23 @@ import torch
 from torch import Tensor
 
 from .kernels import abi
-from .mask import LAYER_STREAM, ROW_STREAM, TENSOR_STREAM, Shard, keep_mask
+from .mask import (
+    LAYER_STREAM,
+    ROW_STREAM,
+    TENSOR_STREAM,
+    Shard,
+    keep_elements,
+    keep_mask,
+    threshold,
+)
 
+_WALK_COLUMNS = (  # of the layout table, in the order of `_walk`
+    abi.SIZES,
+    abi.PARAM_STRIDES,
+    abi.GRAD_STRIDES,
+    abi.MOMENT_STRIDES,
+    abi.ELEMENT_STRIDES,
+)
 _SITES = {"grad": abi.SITE_GRAD, "update": abi.SITE_UPDATE, "freeze": abi.SITE_FREEZE}
 
 
@@ -67,6 +82,26 @@ class Knobs:
             shard=shard,
             device=device,
         )
+
+    def keep_wholes(
+        self, stream_ids: Sequence[int], layers: Sequence[int | None], draw: int
+    ) -> list[bool]:
+        """Of each parameter, whether a decision of its own or its layer's keeps it as a whole.
+
+        True where there is none: finer granularities, exempt groups, parameters in no layer.
+        """
+        if self.masks_nothing or self.granularity not in ("tensor", "layer"):
+            return [True] * len(stream_ids)
+        by_layer = self.granularity == "layer"
+        units: Sequence[int | None] = layers if by_layer else stream_ids
+        keep = keep_elements(
+            torch.tensor([unit or 0 for unit in units], dtype=torch.int64),
+            stream=LAYER_STREAM if by_layer else TENSOR_STREAM,
+            seed=self.seed,
+            draw=draw,
+            drop_threshold=threshold(float(self.drop_prob)),
+        )
+        return [unit is None or kept for unit, kept in zip(units, keep.tolist(), strict=True)]
 
     def row(self) -> list[float]:
         """Row of the group table; 0 where a tensor has to be copied in."""
@@ -182,12 +217,17 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
     rows: list[list[int]] = []
     layouts: list[list[int]] = []
     for entry in entries:
-        walk = _walk(entry)
         mode, stream, unit = _mode(entry, knobs[entry.group])
         row_size = max(entry.shard.row_size, 1)
-        contiguous = not walk or (len(walk) == 1 and set(walk[0][1:]) == {1})
-        if mode // abi.N_SITES == abi.SOURCE_ROW and not (row_size % 4 == 0 and row_size < 2**31):
-            contiguous = False  # the contiguous kernels decide for a quad of neighbours at once
+        by_row = mode // abi.N_SITES == abi.SOURCE_ROW
+        # The contiguous kernels decide for a quad of neighbours at once.
+        quads = not by_row or (row_size % 4 == 0 and row_size < 2**31)
+        whole = entry.shard.global_shape == entry.param.shape
+        begin = 0 if whole else entry.shard.begin
+        # Most tensors are seen to be one range at a glance, without a walk.
+        glance = whole and all(t.is_contiguous() for t in (entry.param, entry.grad, entry.exp_avg))
+        walk = [] if glance and quads else _walk(entry)
+        contiguous = quads and (not walk or (len(walk) == 1 and set(walk[0][1:]) == {1}))
         if len(walk) > abi.MAX_DIMS:
             raise ValueError(
                 f"expected at most {abi.MAX_DIMS} strided dimensions, got a parameter of shape "
@@ -195,7 +235,6 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
                 'backend="reference" or a contiguous parameter'
             )
         row = [0] * abi.N_TENSOR_COLUMNS
-        begin = entry.shard.begin
         for column, tensor in (
             (abi.PARAM, entry.param),
             (abi.GRAD, entry.grad),
@@ -212,18 +251,8 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
         rows.append(row)
         if not contiguous:
             layout = [len(walk)] + [0] * (abi.N_LAYOUT_COLUMNS - 1)
-            for column, values in zip(
-                (
-                    abi.SIZES,
-                    abi.PARAM_STRIDES,
-                    abi.GRAD_STRIDES,
-                    abi.MOMENT_STRIDES,
-                    abi.ELEMENT_STRIDES,
-                ),
-                zip(*walk, strict=True),
-                strict=True,
-            ):
-                layout[column : column + len(walk)] = values
+            for i, column in enumerate(_WALK_COLUMNS):
+                layout[column : column + len(walk)] = [dim[i] for dim in walk]
             layouts.append(layout)
     return (
         torch.tensor(rows, dtype=torch.int64).view(-1, abi.N_TENSOR_COLUMNS),

@@ -20,9 +20,10 @@ FLOORS = (
     ("graddrop.reference", "graddrop.schedules", "graddrop.sharding", "graddrop.overlap"),
     ("graddrop.tables",),  # parameters as rows of numbers
     ("graddrop.backends",),  # one executor for each backend
-    ("graddrop.plan",),  # executors, kept
-    ("graddrop.functional",),  # arguments checked, the step as a function
+    ("graddrop.plan", "graddrop.checks"),  # executors, kept; arguments, checked
+    ("graddrop.functional",),  # the step as a function
     ("graddrop.groups",),  # knobs in param groups
+    ("graddrop.counters", "graddrop.checkpoint"),  # what a checkpoint saves
     ("graddrop.optimizer", "graddrop.methods", "graddrop.testing"),
     ("graddrop",),  # the front door: what users import
     ("graddrop.xglue",),  # fine-tuning on XGLUE

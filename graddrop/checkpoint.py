@@ -1,0 +1,121 @@
+"""What a loaded state dict has to hold to go on from it, ours or that of ``torch.optim.AdamW``."""
+
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_knobs
+from .groups import COUNTERS, Group, check_names, knobs_of
+
+STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+# The knobs that make the masks: compared, and warned about, when a loaded state overrides them.
+MASK_KNOBS = (
+    "drop_prob",
+    "granularity",
+    "period",
+    "site",
+    "rescale",
+    "mask_decay",
+    "seed",
+    "stream_ids",
+    "layers",
+)
+
+
+def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Tensor, Any]:
+    """The loaded state of each parameter that has one, not copied yet.
+
+    Args:
+        groups: the optimizer's param groups.
+        state_dict: as ``Optimizer.state_dict`` made it.
+
+    Raises:
+        ValueError: missing keys, groups of other sizes, moments of other shapes.
+    """
+    missing = {"state", "param_groups"} - state_dict.keys()
+    if missing:
+        raise ValueError(f"expected a state dict of an optimizer; missing keys: {sorted(missing)}")
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: expected "
+            f"{len(groups)}, got {len(saved_groups)}"
+        )
+    loaded = {}
+    for mine, saved in zip(groups, saved_groups, strict=True):
+        if len(mine["params"]) != len(saved["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group: expected {len(mine['params'])} parameters, got "
+                f"{len(saved['params'])}"
+            )
+        if saved.get("amsgrad"):
+            raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
+        for param, param_id in zip(mine["params"], saved["params"], strict=True):
+            if state := state_dict["state"].get(param_id):
+                _check_state(param, state)
+                loaded[param] = state
+    return loaded
+
+
+def loaded_groups(
+    groups: Sequence[Group], saved_groups: Sequence[Group], steps_finished: int
+) -> list[Group]:
+    """Copies of the saved groups, with our knobs where a group of torch.optim.AdamW has none.
+
+    Args:
+        groups: the optimizer's param groups.
+        saved_groups: as many, of the same sizes.
+        steps_finished: by the saved state, for groups that do not count steps.
+
+    Raises:
+        ValueError: a saved knob outside its range.
+        TypeError: a saved knob of the wrong type.
+    """
+    merged = []
+    for mine, saved in zip(groups, saved_groups, strict=True):
+        knobs = {key: value for key, value in mine.items() if key not in ("params", *COUNTERS)}
+        counters = {"steps_finished": steps_finished, "masks_begun": 0}
+        merged.append({**knobs, **counters, **deepcopy(saved), "params": mine["params"]})
+        check_knobs(knobs_of(merged[-1]))
+    check_names(merged)
+    return merged
+
+
+def warn_overridden(
+    groups: Sequence[Group], saved_groups: Sequence[Group], scheduled: Sequence[bool]
+) -> None:
+    """Warn where saved knobs are about to replace others, except a scheduled ``drop_prob``."""
+    for index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        for knob in MASK_KNOBS:
+            follows_schedule = knob == "drop_prob" and scheduled[index]
+            if knob in saved and saved[knob] != mine[knob] and not follows_schedule:
+                warnings.warn(
+                    f"param group {index}: the loaded {knob}={saved[knob]!r} replaces "
+                    f"{knob}={mine[knob]!r} of this optimizer; set it after loading, in "
+                    "optimizer.param_groups, to change it",
+                    stacklevel=3,
+                )
+
+
+def _check_state(param: Tensor, state: dict[str, Any]) -> None:
+    shape = tuple(param.shape)
+    missing = set(STATE_KEYS) - state.keys()
+    if missing:
+        raise ValueError(
+            f"expected state {', '.join(STATE_KEYS)} for a parameter of shape {shape}; "
+            f"missing: {sorted(missing)}"
+        )
+    for key in ("exp_avg", "exp_avg_sq"):
+        found = tuple(state[key].shape) if isinstance(state[key], Tensor) else type(state[key])
+        if found != shape:
+            raise ValueError(
+                f"expected {key} of shape {shape}, got {found}: this state belongs to other "
+                "parameters"
+            )
+    if torch.as_tensor(state["step"]).numel() != 1:
+        raise ValueError(f"expected step as one number, got {state['step']!r}")

@@ -1,0 +1,195 @@
+"""What the arguments of a step have to be, said in errors that name the cure."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask import GRANULARITIES, MAX_STREAM_ID, rescale_factor, threshold
+from .reference import SITES
+from .tables import Knobs
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of parameters
+_NUMBERS = (  # field of Knobs, its name in messages (torch's, where torch has one), upper end
+    ("lr", "learning rate", None),
+    ("beta1", "beta parameter at index 0", 1.0),
+    ("beta2", "beta parameter at index 1", 1.0),
+    ("eps", "epsilon value", None),
+    ("weight_decay", "weight_decay value", None),
+)
+_SWITCHES = ("maximize", "rescale", "mask_decay")
+
+
+def check_knobs(knobs: Knobs) -> None:
+    """Check one group's numbers; of tensors (lr, drop_prob on a device) nothing is read.
+
+    Raises:
+        ValueError: a value outside its range. Says which, what came and what was expected.
+        TypeError: a number, switch, seed or period of the wrong type.
+    """
+    for field, name, end in _NUMBERS:
+        value = getattr(knobs, field)
+        if isinstance(value, Tensor) and field == "lr":
+            continue
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"Invalid {name}: {value!r}: expected a number, got {type(value)}")
+        if not 0.0 <= float(value) < (math.inf if end is None else end):
+            expected = "a finite number >= 0" if end is None else f"a number in [0, {end:g})"
+            raise ValueError(f"Invalid {name}: {value}: expected {expected}")
+    if not isinstance(knobs.drop_prob, Tensor):
+        if not isinstance(knobs.drop_prob, Real) or isinstance(knobs.drop_prob, bool):
+            raise TypeError(
+                f"Invalid drop_prob: {knobs.drop_prob!r}: expected a number, got "
+                f"{type(knobs.drop_prob)}; schedules are given when the group is made"
+            )
+        threshold(knobs.drop_prob)
+        if knobs.rescale:
+            rescale_factor(knobs.drop_prob)
+    for name in _SWITCHES:
+        if not isinstance(getattr(knobs, name), bool):
+            raise TypeError(f"Invalid {name}: {getattr(knobs, name)!r}: expected a bool")
+    if knobs.granularity not in GRANULARITIES:
+        raise ValueError(
+            f"Invalid granularity: {knobs.granularity!r}: expected one of {GRANULARITIES}"
+        )
+    if knobs.site not in SITES:
+        raise ValueError(f"Invalid site: {knobs.site!r}: expected one of {SITES}")
+    for name, value in (("seed", knobs.seed), ("period", knobs.period)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"Invalid {name}: {value!r}: expected an int, got {type(value)}")
+    if not 0 <= knobs.seed < 1 << 64:
+        raise ValueError(f"Invalid seed: {knobs.seed}: expected an integer in [0, 2**64)")
+    if knobs.period < 0:
+        raise ValueError(f"Invalid period: {knobs.period}: expected an integer >= 0")
+
+
+def read_scalar(name: str, value: Any) -> Any:
+    """A float for a tensor on the CPU; a tensor on a device is left for the device to read.
+
+    Raises:
+        ValueError: a tensor of more or fewer than one element.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"Invalid {name}: tensor of shape {tuple(value.shape)}: expected one element"
+        )
+    return value.item() if value.device.type == "cpu" else value
+
+
+def check_param(param: Tensor) -> None:
+    """Check that a tensor can be a parameter of ours.
+
+    Raises:
+        TypeError: not a tensor, or not one of :data:`DTYPES`.
+        ValueError: a sparse tensor, one without data of its own, or one whose entries share memory.
+    """
+    if not isinstance(param, Tensor):
+        raise TypeError(f"optimizer can only optimize Tensors, got {torch.typename(param)}")
+    if param.dtype not in DTYPES:
+        raise TypeError(
+            f"expected a real floating-point parameter of 16 to 64 bits, got dtype {param.dtype}: "
+            "view complex parameters as real ones, leave integer ones out"
+        )
+    if param.layout != torch.strided:
+        raise ValueError(f"expected a strided parameter, got layout {param.layout}")
+    if param.is_meta or (param.numel() and not param.data_ptr()):
+        raise ValueError(
+            f"expected a parameter with data, got {torch.typename(param)} of shape "
+            f"{tuple(param.shape)} without: materialise meta tensors first; tensor subclasses that "
+            "wrap other tensors are not supported"
+        )
+    if shares_own_memory(param):
+        raise ValueError(
+            f"expected a parameter whose entries lie apart, got shape {tuple(param.shape)} with "
+            f"strides {param.stride()}: call .contiguous() on the expanded tensor first"
+        )
+
+
+def shares_own_memory(tensor: Tensor) -> bool:
+    """Whether two entries may lie at one address (an expanded tensor, say)."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return tensor.numel() > 0
+            reach = stride * (size - 1) + reach
+    return False
+
+
+def check_grad(param: Tensor, grad: Tensor) -> None:
+    """Check that ``grad`` can be the gradient of ``param``.
+
+    Raises:
+        RuntimeError: a sparse gradient; another shape or device; not real and floating point.
+    """
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"FusedGradDropAdamW does not support sparse gradients, got layout {grad.layout}: "
+            "use sparse=False in the embedding, or torch.optim.SparseAdam"
+        )
+    if not grad.is_floating_point():
+        raise RuntimeError(f"expected a real floating-point gradient, got dtype {grad.dtype}")
+    if grad.shape != param.shape or grad.device != param.device:
+        raise RuntimeError(
+            f"expected a gradient of shape {tuple(param.shape)} on {param.device}, got shape "
+            f"{tuple(grad.shape)} on {grad.device}: gradient and parameter must match"
+        )
+
+
+def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
+    """Check a parameter's state.
+
+    Raises:
+        RuntimeError: moments of another shape or device than the parameter, of different dtypes or
+            strides; a step that is not a float32 tensor of one element.
+    """
+    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        if moment.shape != param.shape or moment.device != param.device:
+            raise RuntimeError(
+                f"expected {name} of shape {tuple(param.shape)} on {param.device}, got shape "
+                f"{tuple(moment.shape)} on {moment.device}"
+            )
+    if exp_avg.dtype != exp_avg_sq.dtype or exp_avg.stride() != exp_avg_sq.stride():
+        raise RuntimeError(
+            "expected exp_avg and exp_avg_sq of one dtype and one layout, got "
+            f"{exp_avg.dtype}, strides {exp_avg.stride()} and {exp_avg_sq.dtype}, strides "
+            f"{exp_avg_sq.stride()}"
+        )
+    if step.dtype != torch.float32 or step.numel() != 1:
+        raise RuntimeError(
+            f"expected step as a float32 tensor of one element, got {step.dtype}, shape "
+            f"{tuple(step.shape)}"
+        )
+
+
+def check_draw(draw: int) -> None:
+    """Check the index of a mask.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: outside [0, 2**32).
+    """
+    if not isinstance(draw, int) or isinstance(draw, bool):
+        raise TypeError(f"Invalid draw: {draw!r}: expected an int, got {type(draw)}")
+    if not 0 <= draw < 1 << 32:
+        raise ValueError(f"Invalid draw: {draw}: expected an integer in [0, 2**32)")
+
+
+def check_ids(stream_ids: Sequence[int], layers: Sequence[int | None]) -> None:
+    """Check what parameters are called in the masks.
+
+    Raises:
+        ValueError: a stream id outside [0, 2**30), which would meet the other streams of the mask
+            contract, or a layer that is no integer >= 0.
+    """
+    for stream_id in stream_ids:
+        if not isinstance(stream_id, int) or not 0 <= stream_id < MAX_STREAM_ID:
+            raise ValueError(f"Invalid stream id: {stream_id!r}: expected an integer in [0, 2**30)")
+    for layer in layers:
+        if layer is not None and (not isinstance(layer, int) or layer < 0):
+            raise ValueError(f"Invalid layer: {layer!r}: expected an integer >= 0, or None")
