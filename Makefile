@@ -25,8 +25,9 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/xglue.stamp
 	@$(VENV)/bin/graddrop demo --output demo-output
 
+# A file's tests stay on one worker, which makes what they share once; each worker has one thread.
 test: $(VENV)/dev.stamp
-	@$(RUN) -m pytest --quiet
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff format --check --quiet .

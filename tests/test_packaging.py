@@ -24,8 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 IMPORT_NAME = "kernels"  # Hugging Face publishes a package of this name; transformers looks for it
 LIBRARY = "graddrop/kernels/cpu/graddrop_cpu.so"
 
-pytestmark = pytest.mark.xdist_group("packaging")  # one worker: distributions are built once
-
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a command to its end and return what it printed."""
