@@ -12,7 +12,7 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
-PIP    := $(RUN) -m pip --quiet --disable-pip-version-check install --no-compile -c constraints.txt
+PIP    := $(RUN) -m pip -qq --disable-pip-version-check install --no-compile -c constraints.txt
 SETUP  := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 MAKEFLAGS += --no-print-directory
