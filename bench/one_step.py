@@ -1,7 +1,4 @@
-"""A few steps of ours on the shapes of XLM-R Large, for a profiler to look at.
-
-    ncu --kernel-name regex:dense_step python3 -m bench.one_step
-"""
+"""A few steps of ours on the shapes of XLM-R Large, for a profiler to look at."""
 
 import torch
 from torch.nn import Parameter

@@ -129,7 +129,7 @@ def test_arithmetic_of_bf16_is_in_fp32():
     """bf16 tensors are widened once and rounded once: the fp32 step of the same values."""
     param, grads, _, _ = _state(dtype=torch.bfloat16)
     moments = [torch.zeros(37, 5), torch.zeros(37, 5)]
-    wide = [t.float() for t in (param, *moments)]
+    wide = [t.float().clone() for t in (param, *moments)]
     adamw_step_(param, grads[0], *moments, None, step=1, **HYPER)
     adamw_step_(wide[0], grads[0].float(), *wide[1:], None, step=1, **HYPER)
     assert torch.equal(param, wide[0].to(torch.bfloat16))

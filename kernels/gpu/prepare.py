@@ -60,13 +60,15 @@ def prepare(
         group = group_table + tl.load(row + _GROUP, mask=valid, other=0) * _N_GROUP_COLUMNS
         lr = tl.load(group + _LR)
         beta1, beta2 = tl.load(group + _BETA1), tl.load(group + _BETA2)
+        log_beta1 = tl.log(tl.maximum(beta1, 1e-300))  # a power of it is 0, as of beta = 0
+        log_beta2 = tl.log(tl.maximum(beta2, 1e-300))
 
         step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
         finished = tl.load(step_ptr, mask=valid, other=0.0)
         tl.store(step_ptr, finished + active, mask=valid)
         step = finished.to(tl.float64) + 1.0
-        bias_correction1 = 1.0 - tl.exp(step * tl.log(beta1))
-        bias_correction2 = 1.0 - tl.exp(step * tl.log(beta2))
+        bias_correction1 = 1.0 - tl.exp(step * log_beta1)
+        bias_correction2 = 1.0 - tl.exp(step * log_beta2)
 
         # threshold: round(65536 drop_prob), ties to even
         scaled = tl.load(group + _DROP_PROB) * 65536.0
