@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,15 @@ def run(args: argparse.Namespace) -> int:
     """Run it and print the table of scores."""
     from graddrop.xglue.train import finetune
 
-    result = finetune(config_from(args), resume=args.resume)
+    config = config_from(args)
+    result = finetune(config, resume=args.resume)
+    if os.environ.get("RANK", "0") != "0":  # one process of several speaks
+        return 0
     print(score_table(result["task"], result["scores"]))
     for split, languages in result["missing"].items():
         if languages:
             print(f"no {split} file, skipped: {', '.join(languages)}")
-    print(f"\nWritten to {args.output}")
+    print(f"\nWritten to {config.output}")
     return 0
 
 

@@ -136,14 +136,15 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint and remove the ones that are not whole."""
-        whole: list[tuple[int, Path]] = []
+        """Return the newest whole checkpoint."""
+        whole = [folder for folder in self.checkpoints.glob("checkpoint-*") if is_whole(folder)]
+        return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+    def discard_partial_checkpoints(self) -> None:
+        """Remove checkpoints that are not whole, which the Trainer would count as its own."""
         for folder in self.checkpoints.glob("checkpoint-*"):
-            if is_whole(folder):
-                whole.append((int(folder.name.rpartition("-")[2]), folder))
-            else:
+            if not is_whole(folder):
                 shutil.rmtree(folder)
-        return max(whole)[1] if whole else None
 
 
 def seal(checkpoint: Path, note: dict[str, Any]) -> None:

@@ -58,6 +58,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
         ValueError: If the model or its tokenizer cannot be loaded.
         OSError: If the disk is full or the folder cannot be written.
     """
+    import torch
+    from accelerate import PartialState
+
     config = config.resolved()
     task = get_task(config.task)
     folder = RunFolder(Path(config.output))
@@ -65,18 +68,24 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     if result is not None:
         return result
 
-    data = RunData(config, open_source(config.data, verify=config.verify))
-    checkpoint = folder.last_checkpoint()
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    # The first process fills the caches, the others read them; by then all have checked the folder.
+    with processes.main_process_first():
+        data = RunData(config, open_source(config.data, verify=config.verify))
+        checkpoint = folder.last_checkpoint()
+        # The tokenizer is the checkpoint's: `tiny` need not train its own again.
+        tokenizer = load_tokenizer(str(checkpoint or config.model), data.texts())
+        features = data.train_features(tokenizer)
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
     is_trained = bool(state) and _is_over(state)
-    # The tokenizer is the checkpoint's: `tiny` need not train its own again.
-    name = str(checkpoint) if checkpoint else config.model
-    tokenizer = load_tokenizer(name, data.texts())
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, task, tokenizer, config.seed)
-    features = data.train_features(tokenizer)
     # Whatever the user may have got wrong has shown by now.
-    folder.claim(config.to_json())
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        folder.claim(config.to_json())
+        folder.discard_partial_checkpoints()
+    processes.wait_for_everyone()
     trainer = _trainer(config, data, features, tokenizer, model, folder, checkpoint)
     if is_trained:
         trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
@@ -187,6 +196,8 @@ def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "T
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        # Otherwise bf16 is refused where there is no GPU, although CPUs have it.
+        use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
         logging_steps=config.log_steps,
         # Loss that is not a number must be seen, not smoothed away.
