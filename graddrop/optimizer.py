@@ -95,6 +95,7 @@ class FusedGradDropAdamW(Optimizer):
         self._state_dtype = state_dtype
         self._backend = backend
         self._schedules: list[Schedule | None] = []
+        self._counters = Counters()
         self._plan: Plan | None = None
         self._checked_knobs: list[Knobs] = []
         defaults = {
@@ -113,7 +114,6 @@ class FusedGradDropAdamW(Optimizer):
             "capturable": capturable,
         }
         super().__init__(params, defaults)
-        self._counters = Counters(self.param_groups)
 
     # -- parameters and groups ---------------------------------------------------------------------
 
@@ -129,8 +129,7 @@ class FusedGradDropAdamW(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        if self.param_groups:
-            self._counters.sync()
+        self._counters.sync(self.param_groups)
         group = dict(param_group)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])  # once: it may be a generator
@@ -162,7 +161,7 @@ class FusedGradDropAdamW(Optimizer):
     @property
     def draws(self) -> list[int]:
         """Index of the mask that the next :meth:`step` uses, per param group."""
-        self._counters.sync()
+        self._counters.sync(self.param_groups)
         return [draw_of(group) for group in self.param_groups]
 
     def new_mask(self, draw: int | None = None) -> None:
@@ -177,10 +176,10 @@ class FusedGradDropAdamW(Optimizer):
             TypeError: ``draw`` is no int.
         """
         if draw is None:
-            self._counters.sync()
+            self._counters.sync(self.param_groups)
             draw = self.param_groups[0]["masks_begun"] + 1
         check_draw(draw)
-        self._counters.begin_mask(draw)
+        self._counters.begin_mask(draw, self.param_groups)
 
     def keep_mask(self, param: Tensor) -> Tensor:
         """The mask that the next :meth:`step` uses for a parameter.
@@ -242,7 +241,7 @@ class FusedGradDropAdamW(Optimizer):
 
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
-        self._counters.sync()
+        self._counters.sync(self.param_groups)
         for group, schedule in zip(self.param_groups, self._schedules, strict=True):
             if schedule is not None:
                 group["drop_prob"] = schedule(group["steps_finished"])
@@ -288,8 +287,8 @@ class FusedGradDropAdamW(Optimizer):
         if self._plan is None or not self._plan.fits(params, grads, self.state, knobs):
             self._plan = self._new_plan(grads, knobs)
         keys = list(self._plan.executors)
-        self._plan.step(grads, knobs, self._counters.on(keys))
-        self._counters.advance(keys)
+        self._plan.step(grads, knobs, self._counters.on(keys, self.param_groups))
+        self._counters.advance(keys, self.param_groups)
         return loss
 
     def _new_plan(self, grads: Sequence[Tensor | None], knobs: Sequence[Knobs]) -> Plan:
@@ -346,7 +345,7 @@ class FusedGradDropAdamW(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups."""
-        self._counters.sync()
+        self._counters.sync(self.param_groups)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -386,12 +385,12 @@ class FusedGradDropAdamW(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._counters.sync()
+        self._counters.sync(self.param_groups)
         own = {name: self.__dict__[name] for name in ("_state_dtype", "_backend", "_schedules")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._counters = Counters(self.param_groups)
+        self._counters = Counters()
         self._checked_knobs = []
         self._plan = None

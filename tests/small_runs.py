@@ -1,0 +1,81 @@
+"""Small training runs whose gradients are a function of the step: the same in every process."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# A matrix whose rows are no multiple of four, one whose are, a vector beyond one tile, a scalar,
+# nothing.
+SHAPES = ((5, 7), (6, 4), (1027,), (), (0, 3))
+NAMES = tuple(f"encoder.layer.{i // 2}.weight{i}" for i in range(len(SHAPES)))
+
+
+def make_params(
+    shapes: Sequence[Sequence[int]] = SHAPES,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> list[torch.nn.Parameter]:
+    """Parameters with values of their own."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.nn.Parameter(torch.randn(tuple(shape), generator=generator).to(device, dtype))
+        for shape in shapes
+    ]
+
+
+def make_grad(param: Tensor, index: int, step: int) -> Tensor:
+    """The gradient of parameter number ``index`` at a step; contiguous."""
+    generator = torch.Generator().manual_seed(1000 * step + index)
+    grad = torch.randn(tuple(param.shape), generator=generator)
+    return grad.to(param.device, param.dtype)
+
+
+def set_grads(params: Iterable[Tensor], step: int) -> None:
+    """New gradients for all parameters."""
+    for index, param in enumerate(params):
+        param.grad = make_grad(param, index, step)
+
+
+def train(optimizer: Optimizer, steps: int | range, params: Sequence[Tensor] | None = None) -> None:
+    """Make steps, each with its gradients.
+
+    Args:
+        optimizer: whose parameters are trained.
+        steps: which ones; a number stands for the first so many.
+        params: in the order of their gradients; None: all, in the optimizer's order.
+    """
+    if params is None:
+        params = params_of(optimizer)
+    for step in range(steps) if isinstance(steps, int) else steps:
+        set_grads(params, step)
+        optimizer.step()
+
+
+def params_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters in the optimizer's order."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def snapshot(optimizer: Optimizer, params: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Copies of all parameters, and of their state in the order of its keys' names."""
+    tensors = []
+    for param in params_of(optimizer) if params is None else params:
+        state = optimizer.state.get(param, {})
+        tensors += [param, *(state[key] for key in sorted(state))]
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Equal to the last bit, dtypes included; NaN equals NaN."""
+    assert len(ours) == len(theirs)
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=index: f"{i}: {m}"
+        )
+
+
+def differs(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """Whether any entry of any tensor is another one."""
+    return any(not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
