@@ -154,7 +154,7 @@ def test_every_drop_prob(drop_prob):
 
 def test_a_large_odd_tensor_is_the_reference(isa):
     """Many chunks, shared among the threads."""
-    assert_step_is_the_reference(entries_of([(200_003,)]), [make_knobs()])
+    assert_step_is_the_reference(entries_of([(70_001,)]), [make_knobs()])
 
 
 def test_maximize_and_zero_betas():
@@ -198,7 +198,7 @@ def test_the_judge_can_fail():
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_masks_are_the_contract_bit_for_bit(isa, granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
-    entries = entries_of([(40_099,), (33, 36), (33, 35), (5, 1000), (2000, 1)], DTYPES[dtypes])
+    entries = entries_of([(9001,), (33, 36), (33, 35), (5, 1000), (2000, 1)], DTYPES[dtypes])
     knobs = make_knobs(granularity=granularity, site="freeze")
     masks = drawn_masks(entries, knobs, counters=(7, 0))
     for entry, mask in zip(entries, masks, strict=True):
@@ -293,7 +293,7 @@ def test_a_frozen_tensor_stays_as_it_is():
 
 def mixed_entries():
     """Tensors of all dtypes; the large ones make several chunks."""
-    shapes = [(100_003,), (1,), (300, 128), (64, 33), (5,)]
+    shapes = [(40_003,), (1,), (300, 128), (64, 33), (5,)]
     return [e for dtypes in DTYPES.values() for e in entries_of(shapes, dtypes)]
 
 

@@ -5,7 +5,19 @@
 namespace graddrop {
 
 enum TensorColumn {
-    PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, STEP, BEGIN, END, STREAM, UNIT, ROW_SIZE, MODE, GROUP, LAYOUT,
+    PARAM,
+    GRAD,
+    EXP_AVG,
+    EXP_AVG_SQ,
+    STEP,
+    BEGIN,
+    END,
+    STREAM,
+    UNIT,
+    ROW_SIZE,
+    MODE,
+    GROUP,
+    LAYOUT,
     N_TENSOR_COLUMNS
 };
 constexpr int MAX_DIMS = 8;
@@ -19,7 +31,17 @@ enum LayoutColumn {
     N_LAYOUT_COLUMNS = ELEMENT_STRIDES + MAX_DIMS
 };
 enum GroupColumn {
-    LR, BETA1, BETA2, EPS, WEIGHT_DECAY, GRAD_SIGN, DROP_PROB, RESCALE, SEED_LOW, SEED_HIGH, PERIOD,
+    LR,
+    BETA1,
+    BETA2,
+    EPS,
+    WEIGHT_DECAY,
+    GRAD_SIGN,
+    DROP_PROB,
+    RESCALE,
+    SEED_LOW,
+    SEED_HIGH,
+    PERIOD,
     N_GROUP_COLUMNS
 };
 enum Counter { STEPS_FINISHED, MASKS_BEGUN };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -47,6 +48,16 @@ INLINE float multiply_add(float a, float b, float c) {
     return a * b + c;
 }
 
+constexpr int LINE = 16;  // entries: at least a cache line of each operand
+
+// Asks for the line that lies one block after `entry`. While it travels, this block is computed and
+// the next one's bits are drawn; with two threads that is a tenth of the time of a step (Xeon,
+// Cascade Lake). An address, not a pointer: what lies there may belong to nobody.
+INLINE void prefetch_next_block(const void* entry, size_t size) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(entry) + BLOCK * size;
+    __builtin_prefetch(reinterpret_cast<const void*>(ahead));
+}
+
 using StepBlock = void (*)(void* param,           // [BLOCK], updated
                            const void* grad,      // [BLOCK]
                            void* exp_avg,         // [BLOCK], updated
@@ -60,32 +71,40 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
                   M* __restrict exp_avg_sq, const uint32_t* __restrict bits, int shift,
                   const Scalars s) {
     constexpr bool ON_UPDATE = SITE == SITE_UPDATE || SITE == SITE_UPDATE_DECAY_ALL;
-    for (int i = 0; i < BLOCK; ++i) {
-        const bool keep = !MASKED || (bits[i] >> shift & 0xFFFF) >= s.drop_threshold;
-        // load, in fp32
-        const float p = to_float(param[i]), m = to_float(exp_avg[i]), v = to_float(exp_avg_sq[i]);
-        // gradient: scale, mask
-        float g = to_float(grad[i]) * s.grad_factor;
-        if (MASKED && !ON_UPDATE) g = keep ? g : 0.0f;
-        // decoupled weight decay
-        const float p_decayed = p * s.decay_factor;
-        // moments
-        float m_new = multiply_add<FMA>(s.one_minus_beta1, g - m, m);
-        float v_new = multiply_add<FMA>(s.one_minus_beta2 * g, g, v * s.beta2);
-        // update
-        const float denom = multiply_add<FMA>(std::sqrt(v_new), s.inv_bias_correction2_sqrt, s.eps);
-        float p_new = p_decayed - s.step_size * m_new / denom;
-        // select
-        if (MASKED && ON_UPDATE) p_new = keep ? p_new : SITE == SITE_UPDATE ? p : p_decayed;
-        if (MASKED && SITE == SITE_FREEZE) {
-            p_new = keep ? p_new : p;
-            m_new = keep ? m_new : m;
-            v_new = keep ? v_new : v;
+    for (int line = 0; line < BLOCK; line += LINE) {
+        prefetch_next_block(param + line, sizeof(P));
+        prefetch_next_block(grad + line, sizeof(G));
+        prefetch_next_block(exp_avg + line, sizeof(M));
+        prefetch_next_block(exp_avg_sq + line, sizeof(M));
+        for (int i = line; i < line + LINE; ++i) {
+            const bool keep = !MASKED || (bits[i] >> shift & 0xFFFF) >= s.drop_threshold;
+            // load, in fp32
+            const float p = to_float(param[i]);
+            const float m = to_float(exp_avg[i]), v = to_float(exp_avg_sq[i]);
+            // gradient: scale, mask
+            float g = to_float(grad[i]) * s.grad_factor;
+            if (MASKED && !ON_UPDATE) g = keep ? g : 0.0f;
+            // decoupled weight decay
+            const float p_decayed = p * s.decay_factor;
+            // moments
+            float m_new = multiply_add<FMA>(s.one_minus_beta1, g - m, m);
+            float v_new = multiply_add<FMA>(s.one_minus_beta2 * g, g, v * s.beta2);
+            // update
+            const float root = std::sqrt(v_new);
+            const float denom = multiply_add<FMA>(root, s.inv_bias_correction2_sqrt, s.eps);
+            float p_new = p_decayed - s.step_size * m_new / denom;
+            // select
+            if (MASKED && ON_UPDATE) p_new = keep ? p_new : SITE == SITE_UPDATE ? p : p_decayed;
+            if (MASKED && SITE == SITE_FREEZE) {
+                p_new = keep ? p_new : p;
+                m_new = keep ? m_new : m;
+                v_new = keep ? v_new : v;
+            }
+            // store
+            store(p_new, param + i);
+            store(m_new, exp_avg + i);
+            store(v_new, exp_avg_sq + i);
         }
-        // store
-        store(p_new, param + i);
-        store(m_new, exp_avg + i);
-        store(v_new, exp_avg_sq + i);
     }
 }
 
@@ -117,13 +136,15 @@ struct Kernel {
 
 template <typename P, typename G, typename M>
 Kernel kernel_of(Isa isa) {
-#define KERNEL(NAME)                                                                 \
-    {draw_block_##NAME, step_block_##NAME<P, G, M, false, SITE_GRAD>,                \
-     {step_block_##NAME<P, G, M, true, SITE_GRAD>,                                   \
-      step_block_##NAME<P, G, M, true, SITE_UPDATE>,                                 \
-      step_block_##NAME<P, G, M, true, SITE_UPDATE_DECAY_ALL>,                       \
-      step_block_##NAME<P, G, M, true, SITE_FREEZE>},                                \
-     sizeof(P), sizeof(G), sizeof(M)}
+#define KERNEL(NAME)                                                     \
+    {                                                                    \
+        draw_block_##NAME, step_block_##NAME<P, G, M, false, SITE_GRAD>, \
+            {step_block_##NAME<P, G, M, true, SITE_GRAD>,                \
+             step_block_##NAME<P, G, M, true, SITE_UPDATE>,              \
+             step_block_##NAME<P, G, M, true, SITE_UPDATE_DECAY_ALL>,    \
+             step_block_##NAME<P, G, M, true, SITE_FREEZE>},             \
+            sizeof(P), sizeof(G), sizeof(M)                              \
+    }
 #if defined(__x86_64__)
     if (isa == AVX512) return KERNEL(avx512);
     if (isa == AVX2) return KERNEL(avx2);

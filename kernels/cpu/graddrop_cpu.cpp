@@ -41,9 +41,9 @@ void run(void* data) {
         int64_t tile = work.next_tile.fetch_add(TILES_PER_CHUNK, std::memory_order_relaxed);
         if (tile >= work.n_tiles) return;
         const int64_t chunk_end = std::min(tile + TILES_PER_CHUNK, work.n_tiles);
-        auto after = std::upper_bound(
-            work.tensors.begin(), work.tensors.end(), tile,
-            [](int64_t wanted, const Tensor& t) { return wanted < t.first_tile; });
+        auto after =
+            std::upper_bound(work.tensors.begin(), work.tensors.end(), tile,
+                             [](int64_t wanted, const Tensor& t) { return wanted < t.first_tile; });
         for (auto t = after - 1; tile < chunk_end; ++t) {
             const int64_t end = std::min(t->first_tile + t->n_tiles, chunk_end);
             for (; tile < end; ++tile) {
@@ -93,12 +93,11 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
                          int moment_dtype,             // enum Dtype
                          int isa,                      // enum Isa
                          int n_threads,                // >= 1
-                         void* gomp_parallel           // GOMP_parallel of torch's OpenMP, or nullptr
+                         void* gomp_parallel           // GOMP_parallel of torch's OpenMP or null
 ) {
     using namespace graddrop;
     Work work;
-    work.kernel =
-        kernel_of(Isa(isa), Dtype(param_dtype), Dtype(grad_dtype), Dtype(moment_dtype));
+    work.kernel = kernel_of(Isa(isa), Dtype(param_dtype), Dtype(grad_dtype), Dtype(moment_dtype));
     try {
         work.tensors.reserve(size_t(n_tensors));
     } catch (const std::bad_alloc&) {

@@ -50,7 +50,8 @@ inline void draw_block_baseline(uint64_t first_group, const Stream& s, uint32_t*
 // One call per 64-bit lane, its product's low and high words side by side: no shuffles between
 // rounds. What gathers above bit 32 is read by nobody. Compilers do not find this by themselves:
 // GCC 12's loop over philox4x32 takes four times as long.
-TARGET_AVX512 inline void draw_block_avx512(uint64_t first_group, const Stream& s, uint32_t* words) {
+TARGET_AVX512 inline void draw_block_avx512(uint64_t first_group, const Stream& s,
+                                            uint32_t* words) {
     constexpr int N = CALLS / 8;  // vectors, enough to hide the multiplier's latency
     const __m512i m0 = _mm512_set1_epi64(M0), m1 = _mm512_set1_epi64(M1);
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // undone by the unpacking
@@ -106,11 +107,11 @@ TARGET_AVX2 inline void draw_block_avx2(uint64_t first_group, const Stream& s, u
             for (int i = 0; i < N; ++i) {
                 const __m256i product0 = _mm256_mul_epu32(c0[i], m0);
                 const __m256i product1 = _mm256_mul_epu32(c2[i], m1);
-                c0[i] = _mm256_xor_si256(_mm256_srli_epi64(product1, 32),
-                                         _mm256_xor_si256(c1[i], k0));
+                c0[i] =
+                    _mm256_xor_si256(_mm256_srli_epi64(product1, 32), _mm256_xor_si256(c1[i], k0));
                 c1[i] = product1;
-                c2[i] = _mm256_xor_si256(_mm256_srli_epi64(product0, 32),
-                                         _mm256_xor_si256(c3[i], k1));
+                c2[i] =
+                    _mm256_xor_si256(_mm256_srli_epi64(product0, 32), _mm256_xor_si256(c3[i], k1));
                 c3[i] = product0;
             }
         }
@@ -128,7 +129,7 @@ TARGET_AVX2 inline void draw_block_avx2(uint64_t first_group, const Stream& s, u
 // Bits of single elements; neighbours of the last one come from the same call.
 class Drawer {
   public:
-    explicit Drawer(const Stream& s) : stream_(s), words_(philox4x32(0, s)) {}
+    explicit Drawer(const Stream& s) : stream_(s) {}
 
     uint32_t u16(int64_t element) {
         const int64_t inside = element % TILE;
@@ -139,7 +140,7 @@ class Drawer {
 
   private:
     const Stream& stream_;
-    uint64_t group_ = 0;
+    uint64_t group_ = ~uint64_t(0);  // of words_; no element has this one
     Words words_;
 };
 

@@ -33,7 +33,7 @@ inline uint32_t round_threshold(double drop_prob) {
 
 // Derives a tensor's numbers from its row and group; its step counter advances.
 inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const double* group_table,
-               const int64_t* counters, double grad_factor, const Kernel& kernel) {
+                      const int64_t* counters, double grad_factor, const Kernel& kernel) {
     const double* group = group_table + row[GROUP] * N_GROUP_COLUMNS;
     const double lr = group[LR], beta1 = group[BETA1], beta2 = group[BETA2];
     const int64_t period = int64_t(group[PERIOD]);
@@ -75,7 +75,8 @@ inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const dou
 
     // Where one decision holds for the whole tensor, nothing is left to draw.
     const bool masked = t.source != SOURCE_NONE;
-    const bool decided = t.source == SOURCE_TENSOR || drop_threshold == 0 || drop_threshold == 65536;
+    const bool decided =
+        t.source == SOURCE_TENSOR || drop_threshold == 0 || drop_threshold == 65536;
     const bool dropped = t.source == SOURCE_TENSOR
                              ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
                              : masked && drop_threshold == 65536;

@@ -31,7 +31,8 @@ INLINE Range inside_block(const Tensor& t, int64_t element) {
             int(std::clamp<int64_t>(t.end - element, 0, BLOCK))};
 }
 
-inline void fill_rows(const Tensor& t, int64_t element, Range range, Drawer& drawer, uint32_t* bits) {
+inline void fill_rows(const Tensor& t, int64_t element, Range range, Drawer& drawer,
+                      uint32_t* bits) {
     int64_t row = (element + range.from) / t.row_size;
     for (int i = range.from; i < range.to; ++row) {
         const int64_t row_end = (row + 1) * t.row_size - element;
@@ -39,12 +40,6 @@ inline void fill_rows(const Tensor& t, int64_t element, Range range, Drawer& dra
         std::fill(bits + i, bits + to, drawer.u16(row));
         i = to;
     }
-}
-
-INLINE void prefetch_block(uintptr_t origin, int64_t element, int size) {
-    constexpr int LINE = 64;  // bytes
-    for (int byte = 0; byte < BLOCK * size; byte += LINE)
-        __builtin_prefetch(static_cast<const char*>(at(origin, element, size)) + byte);
 }
 
 // Room for one block of each operand, whatever its dtype.
@@ -56,7 +51,7 @@ struct Copy {
 };
 
 inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element, Range range,
-                  const uint32_t* bits, int shift) {
+                         const uint32_t* bits, int shift) {
     Copy copy;
     const int n = range.to - range.from;
     void* const param = at(t.param, element + range.from, kernel.param_size);
@@ -69,7 +64,8 @@ inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element,
     std::memcpy(copy.exp_avg_sq, exp_avg_sq, n * kernel.moment_size);
     alignas(64) uint32_t moved_bits[BLOCK] = {};
     std::copy(bits + range.from, bits + range.to, moved_bits);
-    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, moved_bits, shift, t.scalars);
+    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, moved_bits, shift,
+                 t.scalars);
     std::memcpy(param, copy.param, n * kernel.param_size);
     std::memcpy(exp_avg, copy.exp_avg, n * kernel.moment_size);
     std::memcpy(exp_avg_sq, copy.exp_avg_sq, n * kernel.moment_size);
@@ -85,14 +81,8 @@ inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile)
         uint32_t* const bits = words + start % (TILE / 2);
         int shift = start < TILE / 2 ? 0 : 16;
         if (t.source == SOURCE_ELEMENT && shift == 0 &&
-            !(range.empty() && inside_block(t, element + TILE / 2).empty())) {
-            // The block's operands travel while its bits are drawn; nothing else would fetch them.
-            prefetch_block(t.param, element, kernel.param_size);
-            prefetch_block(t.grad, element, kernel.grad_size);
-            prefetch_block(t.exp_avg, element, kernel.moment_size);
-            prefetch_block(t.exp_avg_sq, element, kernel.moment_size);
+            !(range.empty() && inside_block(t, element + TILE / 2).empty()))
             kernel.draw_block(uint64_t(tile * (TILE / 8) + start / 4), t.stream, bits);
-        }
         if (range.empty()) continue;
         if (t.source == SOURCE_ROW) {
             fill_rows(t, element, range, drawer, bits);
