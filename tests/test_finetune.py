@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,56 @@ def test_resume_after_sigkill_equals_the_uninterrupted_run(
     assert main([*arguments, "--output", str(tmp_path / "whole")]) == 0
     assert main([*arguments, "--output", str(folder), "--resume"]) == 0
     assert_same_run(tmp_path / "whole", folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that makes a disk of so many kB, or gives the same disk another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def resize(size: int) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={size}k"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no tmpfs can be mounted here: {error}")
+        mounted = True
+        return folder
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [1000, 2500])
+def test_a_full_disk_is_said_and_survived(
+    data: Path,
+    finished: tuple[Path, list[Path]],
+    small_disk: Callable[[int], Path],
+    size: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line and status 2; with more room `--resume` completes the run exactly."""
+    arguments = ["finetune", "--task", "pos", "--data", str(data), "--epochs", "3", "--lr", "1e-3"]
+    arguments += ["--batch-size", "8", "--save-steps", "2", "--log-steps", "4"]
+    arguments += ["--max-length", "32", "--output", str(small_disk(size) / "run")]
+    assert main(arguments) == 2
+    assert "could not be written" in capsys.readouterr().err
+    folder = small_disk(20_000) / "run"
+    assert not (folder / "result.json").exists()
+    assert main([*arguments, "--resume"]) == 0
+    assert_same_run(finished[0], folder)
+
+
+def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:
+    """Below a file there is no folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        finetune(config(data, tmp_path / "file/run", max_steps=1))
 
 
 def test_a_finished_run_is_not_repeated(

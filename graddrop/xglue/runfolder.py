@@ -10,6 +10,8 @@ result.json     scores; written last, so a folder with it is finished
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,31 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{path}: expected JSON ({error}); remove the file") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever is raised while files are written into an `OSError`.
+
+    Where the disk is full torch raises a `RuntimeError`, safetensors an error of its own, and
+    tokenizers a plain `Exception`.
+
+    Args:
+        path: What is being written, for the message.
+
+    Raises:
+        OSError: With the space that is left, since a full disk is the usual cause.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(path if path.exists() else path.parent).free
+        raise OSError(
+            f"{path} could not be written, {free:,} bytes are free there ({error}); "
+            "make room and go on with --resume"
+        ) from error
 
 
 class RunFolder:

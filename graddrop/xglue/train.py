@@ -15,7 +15,7 @@ from graddrop.xglue.methods import METHODS, freeze_all_but_head, parameter_group
 from graddrop.xglue.model import load_model, load_tokenizer
 from graddrop.xglue.predictions import prediction_file, write_predictions
 from graddrop.xglue.rundata import RunData
-from graddrop.xglue.runfolder import RunFolder, read_json, seal_note
+from graddrop.xglue.runfolder import RunFolder, read_json, seal_note, writing
 from graddrop.xglue.scoretable import mean_over_languages
 from graddrop.xglue.sources import open_source
 from graddrop.xglue.tasks import EVAL_SPLITS, get_task
@@ -279,7 +279,8 @@ def _save_model(folder: RunFolder, trainer: "ZeroShotTrainer") -> None:
     """Write the final weights under another name first, so that `model/` is whole or absent."""
     draft = folder.path / "model.tmp"
     # All processes take part: with sharded weights each one holds a piece.
-    trainer.save_model(str(draft))
+    with writing(draft):
+        trainer.save_model(str(draft))
     if trainer.is_world_process_zero():
         shutil.rmtree(folder.model, ignore_errors=True)
         draft.rename(folder.model)

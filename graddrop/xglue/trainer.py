@@ -10,7 +10,7 @@ from transformers import Trainer
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.metrics import METRICS
 from graddrop.xglue.rundata import EvaluationSet
-from graddrop.xglue.runfolder import SEAL_FILE, seal
+from graddrop.xglue.runfolder import SEAL_FILE, seal, writing
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 
 
@@ -98,7 +98,8 @@ class ZeroShotTrainer(Trainer):
             # longer whole.
             (folder / SEAL_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(*args, **kwargs)
+        with writing(folder):
+            super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             seal(folder, {"seconds": self.seconds})
