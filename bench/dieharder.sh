@@ -46,7 +46,9 @@ echo
 awk -F'|' '
     { n[$1]++ }
     /FAILED/ { failed[$1]++ }
-    /WEAK/ { weak[$1]++; if (seen[$1, $2, $3]++) failed[$1]++ }
+    /WEAK/ { weak[$1]++ }
+    /WEAK$/ { once[$1, $2, $3] = 1 }
+    /WEAK .again/ && (($1, $2, $3) in once) { failed[$1]++ }
     END {
         for (s in n) printf "%s: %d results, %d weak, %d failed\n", s, n[s], weak[s], failed[s]
     }' "$folder/all"
