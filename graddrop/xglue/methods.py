@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from graddrop.methods import PRESETS
 
-from ..methods import PRESETS
-
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
