@@ -1,0 +1,174 @@
+"""Time of one optimizer step, per workload and peer, next to torch's fused AdamW.
+
+Before each measured step of a peer, the baseline makes and is timed on a step of the same
+parameters, and memory is timed on one in-place pass: A B C A B C. What else the machine is doing
+then meets all alike, and ratios are taken within rounds. Every workload is larger than the cache,
+so each step finds its operands in memory. A peer of ours is measured only after its step has been
+judged against the reference on the very parameters.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from bench import bytes_model
+from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, one_pass
+from bench.workloads import WORKLOADS, Workload
+from graddrop import testing
+from graddrop.mask import Shard
+from graddrop.tables import Entry
+
+MEASURED_ON = {
+    "cpu": ("50m", "xlmr-base", "10k"),
+    "cuda": ("50m", "xlmr-base", "xlmr-large", "10k"),
+}
+WINDOW = 4099  # entries of a tensor that the reference judges
+BANDWIDTH_BUFFER = 64 << 20  # entries, 256 MiB: beyond every cache
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Measure the workloads of the device, all peers on one before the next."""
+    keys = MEASURED_ON[metafunc.config.getoption("--device")]
+    workloads = [WORKLOADS[key] for key in keys]
+    metafunc.parametrize("workload", workloads, ids=keys, scope="module")
+    metafunc.parametrize("peer", PEERS.values(), ids=PEERS)
+
+
+def synchronized(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """``run``, and wait until the device has done it."""
+
+    def run_to_the_end() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run_to_the_end
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """How long ``run`` takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def params(workload: Workload, device: torch.device) -> Iterator[list[Parameter]]:
+    """The workload's parameters with gradients, in the magnitudes of fine-tuning."""
+    generator = torch.Generator(device).manual_seed(0)
+    params = []
+    for shape in workload.shapes:
+        param = Parameter(torch.empty(shape, device=device).normal_(0, 0.02, generator=generator))
+        param.grad = torch.empty(shape, device=device).normal_(0, 1e-3, generator=generator)
+        params.append(param)
+    yield params
+    for param in params:
+        param.grad = None
+
+
+@pytest.fixture(scope="module")
+def baseline(params: list[Parameter], device: torch.device) -> Callable[[], None]:
+    """A step of the baseline on the same parameters."""
+    return synchronized(PEERS["fused"].make(params).step, device)
+
+
+@pytest.fixture(scope="module")
+def in_place_pass(device: torch.device) -> Callable[[], None]:
+    """One pass over a large tensor, read and written in place."""
+    buffer = torch.ones(BANDWIDTH_BUFFER, device=device)
+    return synchronized(lambda: buffer.mul_(1.0), device)
+
+
+def window_of(param: Parameter, state: dict[str, torch.Tensor], stream_id: int) -> Entry:
+    """A copy of a window of one parameter and its state, with its place in the whole."""
+    begin = (param.numel() - WINDOW) // 2 if param.numel() > WINDOW else 0
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().flatten()[begin : begin + WINDOW].clone()
+
+    assert param.grad is not None
+    return Entry(
+        param=cut(param),
+        grad=cut(param.grad),
+        exp_avg=cut(state["exp_avg"]),
+        exp_avg_sq=cut(state["exp_avg_sq"]),
+        step=state["step"].clone(),
+        stream_id=stream_id,
+        layer=None,
+        shard=Shard((param.numel(),), (begin,)),
+        group=0,
+    )
+
+
+def assert_step_is_the_reference(params: list[Parameter]) -> None:
+    """Judge a step of ours in a window of the largest, the smallest and the last parameter."""
+    optimizer = one_pass(params)
+    optimizer.step()  # makes the state
+    sizes = [param.numel() for param in params]
+    chosen = {sizes.index(max(sizes)), sizes.index(min(sizes)), len(params) - 1}
+    knobs = testing.make_knobs(
+        lr=LR, drop_prob=DROP_PROB, seed=SEED, weight_decay=optimizer.defaults["weight_decay"]
+    )
+    befores = {i: window_of(params[i], optimizer.state[params[i]], i) for i in chosen}
+    optimizer.step()
+    for i, before in befores.items():
+        exact = testing.exact_step(before, knobs, steps_finished=1)
+        after = window_of(params[i], optimizer.state[params[i]], i)
+        error = testing.excess_error(
+            testing.values_of(before), after, exact, knobs, testing.FP32_ARITHMETIC
+        )
+        assert error <= 1, f"parameter {i} of shape {tuple(params[i].shape)}: {error}"
+
+
+def test_step(
+    benchmark,
+    peer: Peer,
+    workload: Workload,
+    params: list[Parameter],
+    baseline: Callable[[], None],
+    in_place_pass: Callable[[], None],
+    device: torch.device,
+    quick: bool,
+) -> None:
+    """Measure one peer on one workload."""
+    if peer is PEERS["graddrop"]:
+        assert_step_is_the_reference(params)
+    stepper = peer.make(params)
+    rounds = 3 if quick else peer.rounds
+    baseline_seconds, pass_seconds = [], []
+
+    def run_the_others() -> None:
+        stepper.renew()
+        baseline_seconds.append(seconds(baseline))
+        pass_seconds.append(seconds(in_place_pass))
+
+    benchmark.pedantic(
+        synchronized(stepper.step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
+    )
+    step_seconds = benchmark.stats.stats.data
+    ratios = [
+        step / base for step, base in zip(step_seconds, baseline_seconds[-rounds:], strict=True)
+    ]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    bytes_per_second = (
+        bytes_model.IN_PLACE_PASS * BANDWIDTH_BUFFER / statistics.median(pass_seconds[-rounds:])
+    )
+    benchmark.extra_info |= {
+        "workload": workload.name,
+        "n_tensors": len(workload.shapes),
+        "n_elements": workload.n_elements,
+        "peer": peer.name,
+        "bytes_per_element": peer.bytes_per_element,
+        "ratio_to_baseline": {"median": middle, "quartiles": [low, high]},
+        "pass_bytes_per_second": bytes_per_second,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "n_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": os.getloadavg()[0],
+    }

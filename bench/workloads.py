@@ -1,0 +1,65 @@
+"""What is stepped: the parameter shapes of the benchmarks."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The parameters of one optimizer.
+
+    Attributes:
+        name: as the tables print it.
+        shapes: of the parameters, in the order in which a model lists them.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+
+    @property
+    def n_elements(self) -> int:
+        """Entries of all parameters."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+def _linear(n_out: int, n_in: int) -> Iterator[Shape]:
+    yield (n_out, n_in)
+    yield (n_out,)
+
+
+def _layer_norm(hidden: int) -> Iterator[Shape]:
+    yield (hidden,)
+    yield (hidden,)
+
+
+def _xlm_roberta(hidden: int, layers: int, intermediate: int) -> Iterator[Shape]:
+    """Shapes of transformers' ``XLMRobertaModel`` (a test holds them against it)."""
+    yield from ((250002, hidden), (1, hidden))  # words, token type
+    yield from _layer_norm(hidden)
+    yield (514, hidden)  # positions
+    for _ in range(layers):
+        for _ in ("query", "key", "value", "output"):
+            yield from _linear(hidden, hidden)
+        yield from _layer_norm(hidden)
+        yield from _linear(intermediate, hidden)
+        yield from _linear(hidden, intermediate)
+        yield from _layer_norm(hidden)
+    yield from _linear(hidden, hidden)  # pooler
+
+
+def _small_tensors() -> Iterator[Shape]:
+    sizes = random.Random(0)
+    for _ in range(10_000):
+        yield (sizes.randint(1, 4096),)
+
+
+WORKLOADS = {
+    "50m": Workload("one tensor of 50 M", ((50_000_000,),)),
+    "xlmr-base": Workload("XLM-R Base", tuple(_xlm_roberta(768, 12, 3072))),
+    "xlmr-large": Workload("XLM-R Large", tuple(_xlm_roberta(1024, 24, 4096))),
+    "10k": Workload("10,000 tensors of 1 to 4096", tuple(_small_tensors())),
+}
