@@ -3,7 +3,7 @@
 #   make demo    a complete small fine-tuning run, results in demo-output/
 #   make test    the laws
 #   make lint    formatting, style, types
-#   make bench   speed next to the peers
+#   make bench   speed next to the peers, into bench/results/; DEVICE=cuda, QUICK=--quick
 #   make ext     compile the CPU kernel in place, for a checkout that is not installed
 #
 # Each makes what it needs: a virtual environment in .venv, filled once and again when one of the
@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip -qq --disable-pip-version-check install --no-compile -c constraints.txt
+DEVICE := cpu
+RECORD := bench/results/step-$(DEVICE)
 SETUP  := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 MAKEFLAGS += --no-print-directory
@@ -35,7 +37,10 @@ lint: $(VENV)/dev.stamp
 	@$(RUN) -m mypy
 
 bench: $(VENV)/dev.stamp
-	@$(RUN) -m pytest bench
+	@mkdir -p bench/results
+	@$(RUN) -m pytest bench/bench_step.py --device $(DEVICE) $(QUICK) --benchmark-quiet \
+		--benchmark-json $(RECORD).json
+	@$(RUN) -m bench.render $(RECORD).json | tee $(RECORD).md
 
 ext: $(VENV)/torch.stamp
 	@$(RUN) setup.py --quiet build_ext --inplace

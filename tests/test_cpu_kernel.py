@@ -394,8 +394,7 @@ def test_an_exempt_group_is_plain_adamw():
     """drop_prob 0 gives the bits of a tensor that is not masked at all, whatever the knobs."""
     plain_entries = entries_of([(5000,)])
     step(plain_entries, [make_knobs(drop_prob=0.0)])
-    # a probability that rounds to the threshold 0 goes through the masked modes
     for granularity, site in itertools.product(["element", "row", "tensor"], SITES):
-        entries = entries_of([(5000,)])
+        entries = entries_of([(5000,)])  # in a masked mode, with a threshold that rounds to 0
         step(entries, [make_knobs(drop_prob=1e-9, granularity=granularity, **SITES[site])])
         assert_same_bits(entries, plain_entries)
