@@ -33,7 +33,7 @@ SHAPES = [(0,), (1,), (1023,), (1024,), (1025,), (2051,), (9, 20), (13, 7), (50,
 pytestmark = pytest.mark.gpu
 
 
-def executor_of(entries, knobs):
+def _executor_of(entries, knobs):
     return make_executor("triton", entries, knobs, DEVICE)
 
 
@@ -41,11 +41,11 @@ def step(entries, knobs, counters=(0, 0), **scaling):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
     scaling = {"grad_scale": None, "found_inf": None} | scaling
-    executor_of(entries, knobs).step(knobs, counters, **scaling)
+    _executor_of(entries, knobs).step(knobs, counters, **scaling)
     return counters.tolist()
 
 
-def entries_of(shapes, dtypes=DTYPES["fp32"], **options):
+def _entries_of(shapes, dtypes=DTYPES["fp32"], **options):
     return [
         random_entry(shape, dtypes, seed=i, stream_id=i, layer=i % 3, device=DEVICE, **options)
         for i, shape in enumerate(shapes)
@@ -77,7 +77,7 @@ def assert_step_is_the_reference(entries, knobs, counters=(0, 0)):
 def test_a_step_is_the_reference(dtypes, site, granularity):
     """dtype x site x granularity, over a mix of sizes in one launch per signature."""
     knobs = make_knobs(granularity=granularity, rescale=True, **SITES[site])
-    assert_step_is_the_reference(entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
+    assert_step_is_the_reference(_entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
 
 
 @pytest.mark.parametrize("drop_prob", [0.0, 1 / 65536, 0.1, 0.5, 0.9, 1.0])
@@ -85,13 +85,13 @@ def test_every_drop_prob(drop_prob):
     """From exempt to everything dropped."""
     for site in ("grad", "freeze"):
         knobs = make_knobs(drop_prob=drop_prob, site=site)
-        assert_step_is_the_reference(entries_of([(1500,), (37,)]), [knobs])
+        assert_step_is_the_reference(_entries_of([(1500,), (37,)]), [knobs])
 
 
 def test_maximize_and_zero_betas():
     """The sign of the gradient, and beta = 0, whose logarithm is infinite."""
     knobs = make_knobs(maximize=True, beta1=0.0, beta2=0.0)
-    assert_step_is_the_reference(entries_of([(1500,)]), [knobs])
+    assert_step_is_the_reference(_entries_of([(1500,)]), [knobs])
 
 
 def decaying(entries, **changes):
@@ -102,7 +102,7 @@ def decaying(entries, **changes):
     return make_knobs(site="freeze", lr=1.0, weight_decay=0.5, **changes)
 
 
-def kept_bits(entry, before):
+def _kept_bits(entry, before):
     return entry.param.detach() != before
 
 
@@ -111,7 +111,7 @@ def kept_bits(entry, before):
 def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
     shapes = [(4099,), (33, 36), (33, 35)]
-    entries = entries_of(shapes, DTYPES[dtypes])
+    entries = _entries_of(shapes, DTYPES[dtypes])
     knobs = decaying(entries, granularity=granularity)
     befores = [entry.param.clone() for entry in entries]
     step(entries, [knobs], counters=(7, 0))
@@ -126,7 +126,7 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
             drop_prob=knobs.drop_prob,
             device=DEVICE,
         )
-        assert torch.equal(kept_bits(entry, before), expected)
+        assert torch.equal(_kept_bits(entry, before), expected)
         assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
 
 
@@ -135,12 +135,12 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
 )
 def test_the_draw_follows_the_period(period, counters, draw):
     """Steps finished, that // K, or masks begun by hand: computed on the device."""
-    (entry,) = entries_of([(1200,)])
+    (entry,) = _entries_of([(1200,)])
     before = entry.param.clone()
     knobs = decaying([entry], period=period)
     step([entry], [knobs], counters)
     key = {"granularity": "element", "stream_id": 0, "layer": None, "drop_prob": 0.3}
-    moved = kept_bits(entry, before)
+    moved = _kept_bits(entry, before)
     assert torch.equal(moved, keep_mask((1200,), seed=knobs.seed, draw=draw, device=DEVICE, **key))
     assert not torch.equal(
         moved, keep_mask((1200,), seed=knobs.seed, draw=draw + 1, device=DEVICE, **key)
@@ -165,24 +165,24 @@ def test_a_block_of_a_matrix_steps_as_part_of_the_whole():
             assert_step_is_the_reference([entry], [knobs])
 
 
-def transposed(tensor):
+def _transposed(tensor):
     return tensor.t().contiguous().t()
 
 
-def channels_last(tensor):
+def _channels_last(tensor):
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def every_second(tensor):
+def _every_second(tensor):
     return tensor.repeat_interleave(2, dim=-1)[..., ::2]
 
 
-def unaligned(tensor):
+def _unaligned(tensor):
     flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
     return flat.view(tensor.shape).copy_(tensor)
 
 
-def relaid(entry, layout, grad_layout, moment_layout):
+def _relaid(entry, layout, grad_layout, moment_layout):
     changes = {
         "param": layout(entry.param),
         "grad": grad_layout(entry.grad),
@@ -193,19 +193,19 @@ def relaid(entry, layout, grad_layout, moment_layout):
     return type(entry)(**fields)
 
 
-def plain(tensor):
+def _plain(tensor):
     return tensor
 
 
 LAYOUTS = {
-    "transposed": ((30, 45), (transposed,) * 3),
-    "transposed gradient": ((30, 45), (plain, transposed, plain)),
-    "transposed parameter": ((30, 45), (transposed, plain, plain)),
-    "channels last": ((6, 4, 5, 3), (channels_last,) * 3),
-    "channels last gradient": ((6, 4, 5, 3), (plain, channels_last, plain)),
-    "every second entry": ((7, 50), (every_second, plain, plain)),
-    "unaligned": ((1300,), (unaligned,) * 3),
-    "unaligned gradient": ((1300,), (plain, unaligned, plain)),
+    "transposed": ((30, 45), (_transposed,) * 3),
+    "transposed gradient": ((30, 45), (_plain, _transposed, _plain)),
+    "transposed parameter": ((30, 45), (_transposed, _plain, _plain)),
+    "channels last": ((6, 4, 5, 3), (_channels_last,) * 3),
+    "channels last gradient": ((6, 4, 5, 3), (_plain, _channels_last, _plain)),
+    "every second entry": ((7, 50), (_every_second, _plain, _plain)),
+    "unaligned": ((1300,), (_unaligned,) * 3),
+    "unaligned gradient": ((1300,), (_plain, _unaligned, _plain)),
 }
 
 
@@ -214,7 +214,7 @@ LAYOUTS = {
 def test_any_layout_steps_alike(layout, granularity):
     """Strides and alignment decide where an entry lies, never which bits it has."""
     shape, relays = LAYOUTS[layout]
-    entry = relaid(random_entry(shape, seed=0, device=DEVICE), *relays)
+    entry = _relaid(random_entry(shape, seed=0, device=DEVICE), *relays)
     assert_step_is_the_reference([entry], [make_knobs(granularity=granularity, site="freeze")])
 
 
@@ -237,17 +237,17 @@ def test_groups_keep_their_own_numbers():
 
 def test_one_launch_moves_all_tensors_of_a_signature():
     """Launches per step: one that counts, then one per (dtypes, layout), not one per tensor."""
-    entries = entries_of([(n,) for n in range(1, 30)])
+    entries = _entries_of([(n,) for n in range(1, 30)])
     knobs = [make_knobs()]
-    assert executor_of(entries, knobs).n_launches == 2
-    mixed = entries + entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
-    assert executor_of(mixed, knobs).n_launches == 3
+    assert _executor_of(entries, knobs).n_launches == 2
+    mixed = entries + _entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
+    assert _executor_of(mixed, knobs).n_launches == 3
 
 
 @pytest.mark.parametrize("found_inf", [1.0, 0.0])
 def test_found_inf_skips_the_step_on_the_device(found_inf):
     """Unless found_inf is 0 nothing changes, counters included."""
-    entries = entries_of([(300,)])
+    entries = _entries_of([(300,)])
     befores = [(e.param.clone(), e.exp_avg.clone(), e.step.clone()) for e in entries]
     flag = torch.tensor([found_inf], device=DEVICE)
     counters = step(entries, [make_knobs()], (4, 0), found_inf=flag)
@@ -262,7 +262,7 @@ def test_found_inf_skips_the_step_on_the_device(found_inf):
 
 def test_gradients_are_unscaled_in_passing():
     """grad_scale divides the gradient in registers; memory keeps the scaled one."""
-    scaled, plain_entries = entries_of([(300,)]), entries_of([(300,)])
+    scaled, plain_entries = _entries_of([(300,)]), _entries_of([(300,)])
     scaled[0].grad.mul_(1024.0)
     kept = scaled[0].grad.clone()
     step(scaled, [make_knobs()], grad_scale=torch.tensor([1024.0], device=DEVICE))
@@ -274,7 +274,7 @@ def test_gradients_are_unscaled_in_passing():
 def test_a_device_threshold_rounds_half_to_even():
     """drop_prob as a tensor is rounded on the device as on the host: ties to even."""
     for numerator in (1.5, 2.5, 3.5, 65535.5):
-        (entry,) = entries_of([(1030,)])
+        (entry,) = _entries_of([(1030,)])
         before = entry.param.clone()
         probability = numerator / 65536
         knobs = decaying(
@@ -291,16 +291,16 @@ def test_a_device_threshold_rounds_half_to_even():
             drop_prob=probability,
             device=DEVICE,
         )
-        assert torch.equal(kept_bits(entry, before), expected)
+        assert torch.equal(_kept_bits(entry, before), expected)
 
 
 def test_moved_gradients_are_followed():
     """A gradient at a new address is read there, also when its alignment changes."""
-    (entry,) = entries_of([(1300,)])
+    (entry,) = _entries_of([(1300,)])
     knobs = [make_knobs(drop_prob=0.0)]
-    executor = executor_of([entry], knobs)
+    executor = _executor_of([entry], knobs)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    for move in (plain, unaligned, torch.clone):
+    for move in (_plain, _unaligned, torch.clone):
         grad = move(torch.randn(1300, device=DEVICE))
         executor.set_grads([grad])
         fields = {name: getattr(entry, name) for name in entry.__slots__} | {"grad": grad}
@@ -313,7 +313,7 @@ def test_moved_gradients_are_followed():
 def test_the_judge_can_fail():
     """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
     for change in ({"draw": 1}, {"lr": 1e-2 * 1.001}):
-        (entry,) = entries_of([(1300,)])
+        (entry,) = _entries_of([(1300,)])
         knobs = make_knobs()
         before = testing.values_of(entry)
         other = make_knobs(lr=change.get("lr", knobs.lr))
