@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from transformers import (
 from graddrop.cli import main
 from graddrop.xglue import pretrain as pretrain_module
 from graddrop.xglue.mini import RESOURCES, MiniSize, write_mini_xglue
-from graddrop.xglue.pretrain import PretrainConfig, pretrain, read_texts, smoothed
+from graddrop.xglue.pretrain import PretrainConfig, in_batches, pretrain, read_texts, smoothed
 
 LINES = 400
 
@@ -158,6 +160,30 @@ def test_small_languages_are_repeated() -> None:
     assert half["big"] == texts["big"]
     assert half["small"] == texts["small"] * 10  # sqrt(4 * 400) = 40 lines
     assert len(smoothed(texts, 0.25)["small"]) == 126  # 4^(1/4) 400^(3/4) = 126.49
+
+
+def test_batches_are_even_within_and_shuffled_among() -> None:
+    """Little padding, each example once per epoch, and no drift from long to short."""
+    rng = random.Random(0)
+    features = [{"input_ids": [number] * rng.randint(4, 40)} for number in range(8 * 150 + 3)]
+    settings = PretrainConfig(text="", output="", batch_size=8, epochs=2.0)
+    ordered = in_batches(features, settings)
+    assert len(ordered) == 8 * round(2.0 * len(features) / 8)
+    assert len({example["input_ids"][0] for example in ordered[: 8 * 150]}) == 8 * 150
+
+    def padding(examples: list[dict[str, list[int]]]) -> float:
+        """Share of a batch that is padding, on average."""
+        lengths = [[len(e["input_ids"]) for e in examples[i : i + 8]] for i in range(0, 1200, 8)]
+        return 1 - sum(map(sum, lengths)) / sum(8 * max(batch) for batch in lengths)
+
+    assert padding(ordered) < 0.1 < 0.3 < padding(features)
+    longest = [max(len(e["input_ids"]) for e in ordered[i : i + 8]) for i in range(0, 1200, 8)]
+    places = list(range(len(longest)))
+    assert abs(statistics.correlation(places[:50], longest[:50])) < 0.5
+    assert abs(statistics.correlation(places[:50], sorted(longest[:50]))) > 0.9  # control
+    assert in_batches(features, settings) == ordered
+    few = in_batches(features[:3], settings)
+    assert [example in features[:3] for example in few] == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graddrop.xglue.tasks import TRAIN_LANGUAGE
+from graddrop.xglue.tasks import TRAIN_LANGUAGE, get_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,10 +78,11 @@ def draw_curves(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     for row, task in zip(panels, tasks, strict=True):
         of_task = [result for result in results if result["task"] == task]
         score = of_task[0]["metric"].replace("_", " ")
+        name = get_task(task).folder
         titles = (
-            ("loss", f"{task}: training loss", "loss"),
-            ("trained", f"{task}: English dev", f"{score} (%)"),
-            ("zero-shot", f"{task}: other languages' dev, mean", f"{score} (%)"),
+            ("loss", f"{name}: training loss", "loss"),
+            ("trained", f"{name}: English dev", f"{score} (%)"),
+            ("zero-shot", f"{name}: other languages' dev, mean", f"{score} (%)"),
         )
         for axes, (curve, title, unit) in zip(row, titles, strict=True):
             for method, style in zip(methods, _STYLES, strict=False):

@@ -7,9 +7,10 @@ pretraining (Conneau et al., 2020, arXiv 1911.02116), thousands of times smaller
 import argparse
 import dataclasses
 import os
+import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -112,7 +113,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         trainer = transformers.Trainer(
             model=model,
             args=_arguments(config, draft),
-            train_dataset=_features(lines, tokenizer, config.max_length),
+            train_dataset=in_batches(_features(lines, tokenizer, config.max_length), config),
             data_collator=transformers.DataCollatorForLanguageModeling(
                 tokenizer, mlm_probability=config.mask_prob
             ),
@@ -188,6 +189,38 @@ def smoothed(texts: Mapping[str, list[str]], exponent: float) -> dict[str, list[
     }
 
 
+def in_batches(
+    features: Sequence[dict[str, list[int]]], config: PretrainConfig
+) -> list[dict[str, list[int]]]:
+    """Order examples so that a batch needs little padding and batches come in any order.
+
+    The Trainer's own grouping by length goes from the longest to the shortest again and again,
+    which a model under a high learning rate follows with its loss.
+
+    Args:
+        features: Examples with `input_ids`.
+        config: `epochs`, `batch_size`, `seed`.
+
+    Returns:
+        The examples of all epochs, one after the other as they are to be read.
+    """
+    rng = random.Random(config.seed)
+    size = config.batch_size
+    wanted = max(1, round(config.epochs * len(features) / size))
+    batches: list[list[dict[str, list[int]]]] = []
+    while len(batches) < wanted:
+        order = rng.sample(features, len(features))
+        pools = [order[at : at + 50 * size] for at in range(0, len(order), 50 * size)]
+        epoch = []
+        for pool in pools:
+            pool.sort(key=lambda example: len(example["input_ids"]))
+            epoch += [pool[at : at + size] for at in range(0, len(pool), size)]
+        # One incomplete batch would shift all that follow.
+        epoch = [batch for batch in epoch if len(batch) == size] or [order]
+        batches += rng.sample(epoch, len(epoch))
+    return [example for batch in batches[:wanted] for example in batch]
+
+
 def _features(
     lines: list[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[dict[str, list[int]]]:
@@ -251,12 +284,12 @@ def _arguments(config: PretrainConfig, draft: Path) -> "TrainingArguments":
     return TrainingArguments(
         output_dir=str(draft),
         per_device_train_batch_size=config.batch_size,
-        num_train_epochs=config.epochs,
+        num_train_epochs=1,
         learning_rate=config.lr,
         lr_scheduler_type="linear",
         warmup_steps=0.1,
         max_grad_norm=1.0,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         seed=config.seed,
         logging_steps=50,
         save_strategy="no",
