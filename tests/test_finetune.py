@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from graddrop.cli import main
 from graddrop.xglue import trainer as trainer_module
 from graddrop.xglue.layout import DataError
-from graddrop.xglue.runfolder import RunFolderError
+from graddrop.xglue.runfolder import RunFolder, RunFolderError
 from graddrop.xglue.tasks import get_task
 from graddrop.xglue.train import FinetuneConfig, finetune
 
@@ -200,7 +200,7 @@ def test_resume_after_sigkill_equals_the_uninterrupted_run(
         stderr=subprocess.PIPE,
     )
     seal = folder / "checkpoints/checkpoint-4/seal.json"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not seal.exists() and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
@@ -255,6 +255,17 @@ def test_a_full_disk_is_said_and_survived(
     assert not (folder / "result.json").exists()
     assert main([*arguments, "--resume"]) == 0
     assert_same_run(finished[0], folder)
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, tmp_path: Path) -> None:
+    """The second is refused while the first is at work, and not afterwards."""
+    folder = RunFolder(tmp_path / "run")
+    with (
+        folder.at_work(),
+        pytest.raises(RunFolderError, match="another process is at work in"),
+    ):
+        finetune(config(data, tmp_path / "run", max_steps=1))
+    finetune(config(data, tmp_path / "run", max_steps=1))
 
 
 def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_accuracy_is_the_share_of_equal_labels() -> None:
         ("O O", []),
         # Tags without prefix: the first letter is taken for one.
         ("NOUN NOUN VERB", [("OUN", 0, 1), ("ERB", 2, 2)]),
-        ("CCONJ SCONJ", [("CONJ", 0, 0), ("CONJ", 1, 1)]),
+        ("SCONJ CCONJ", [("CONJ", 0, 0), ("CONJ", 0, 1)]),
+        ("CCONJ SCONJ", [("CONJ", 1, 1)]),
         ("SYM SYM", [("YM", 0, 0), ("YM", 1, 1)]),
     ],
 )

@@ -54,6 +54,9 @@ def ndcg(examples: Columns, predictions: Sequence[float | str], language: str) -
     A query is a run of consecutive rows with the same text. The gain is the label itself, there is
     no cutoff, rows of equal score share the mean of their places' discounts. A query of one row is
     left out; one whose labels are all zero scores 0.
+
+    Raises:
+        ValueError: If every query has a single row.
     """
     rows = zip(examples["query"], examples["label"], predictions, strict=True)
     scores = []

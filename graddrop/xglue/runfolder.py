@@ -7,6 +7,7 @@ predictions/    predictions in the official format, if asked for
 result.json     scores; written last, so a folder with it is finished
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 SEAL_FILE = "seal.json"
+LOCK_FILE = ".lock"
 
 
 class RunFolderError(ValueError):
@@ -132,9 +134,9 @@ class RunFolder:
         if self.path.exists():
             if not self.path.is_dir():
                 raise RunFolderError(f"{self.path} is a file; expected a folder for the output")
-            # A run killed while it wrote its configuration leaves a draft.
+            # A run killed while it wrote its configuration leaves its lock and a draft.
             names = (entry.name for entry in self.path.iterdir())
-            strangers = sorted(name for name in names if not name.endswith(".tmp"))
+            strangers = sorted(n for n in names if n != LOCK_FILE and not n.endswith(".tmp"))
             if strangers:
                 raise RunFolderError(
                     f"{self.path} is not empty and holds no {CONFIG_FILE} "
@@ -150,6 +152,25 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG_FILE, config)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep other processes out of the folder, which is made where it does not exist.
+
+        Raises:
+            RunFolderError: If another process is at work in it.
+            OSError: If it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK_FILE).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"another process is at work in {self.path}; wait for it, or choose another "
+                    "output folder"
+                ) from None
+            yield
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None."""

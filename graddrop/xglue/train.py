@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import shutil
-import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from graddrop.xglue.rundata import RunData
 from graddrop.xglue.runfolder import RunFolder, read_json, seal_note, writing
 from graddrop.xglue.scoretable import mean_over_languages
 from graddrop.xglue.sources import open_source
-from graddrop.xglue.tasks import EVAL_SPLITS, get_task
+from graddrop.xglue.tasks import EVAL_SPLITS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +62,6 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     from accelerate import PartialState
 
     config = config.resolved()
-    task = get_task(config.task)
     folder = RunFolder(Path(config.output))
     result = folder.check(config.to_json(), resume)
     if result is not None:
@@ -79,45 +78,55 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
     is_trained = bool(state) and _is_over(state)
     weights = str(_selected(folder, state, config)) if is_trained else config.model
-    model = load_model(weights, task, tokenizer, config.seed)
+    model = load_model(weights, data.task, tokenizer, config.seed)
     # Whatever the user may have got wrong has shown by now.
     processes.wait_for_everyone()
-    if processes.is_main_process:
-        folder.claim(config.to_json())
-        folder.discard_partial_checkpoints()
-    processes.wait_for_everyone()
-    trainer = _trainer(config, data, features, tokenizer, model, folder, checkpoint)
-    if is_trained:
-        trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with folder.at_work() if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
+            folder.claim(config.to_json())
+            folder.discard_partial_checkpoints()
+        processes.wait_for_everyone()
+        trainer = _trainer(config, data, features, tokenizer, model, folder, checkpoint)
+        if is_trained:
+            trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train_seconds = trainer.seconds
+        scores = _evaluate(trainer, data, tokenizer, folder)
+        result = _result(config, data, trainer, scores, train_seconds)
+        _save_model(folder, trainer)
+        if processes.is_main_process:
+            folder.finish(result, config.keep_checkpoints)
+        processes.wait_for_everyone()
+    return result
 
-    train_seconds = trainer.seconds
-    started = time.perf_counter()
-    scores = _evaluate(trainer, data, tokenizer, folder)
-    result = {
-        "task": task.name,
+
+def _result(
+    config: FinetuneConfig,
+    data: RunData,
+    trainer: "ZeroShotTrainer",
+    scores: dict[str, dict[str, dict[str, float]]],
+    train_seconds: float,
+) -> dict[str, Any]:
+    assert trainer.model is not None
+    state = trainer.state
+    selects = config.select != "last"
+    return {
+        "task": data.task.name,
         "config": config.to_json(),
         "data": data.source.name,
-        "metric": task.score,
+        "metric": data.task.score,
         "scores": scores,
         "mean": {split: mean_over_languages(by_language) for split, by_language in scores.items()},
         "missing": data.missing,
-        "steps": trainer.state.global_step,
-        "selected_step": (
-            trainer.state.best_global_step if config.select != "last" else trainer.state.global_step
-        ),
+        "steps": state.global_step,
+        "selected_step": state.best_global_step if selects else state.global_step,
         # The Trainer's closing summary is about the last attempt only.
-        "history": [row for row in trainer.state.log_history if "train_runtime" not in row],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": {"train": train_seconds, "evaluate": time.perf_counter() - started},
+        "history": [row for row in state.log_history if "train_runtime" not in row],
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "seconds": {"train": train_seconds, "evaluate": trainer.seconds - train_seconds},
         "versions": _versions(),
     }
-    _save_model(folder, trainer)
-    if trainer.is_world_process_zero():
-        folder.finish(result, config.keep_checkpoints)
-    trainer.accelerator.wait_for_everyone()
-    return result
 
 
 def _trainer(
