@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask import GRANULARITIES, MAX_STREAM_ID, rescale_factor, threshold
+from .mask import GRANULARITIES, MAX_STREAM_ID, Shard, rescale_factor, threshold
 from .reference import SITES
 from .tables import Knobs
 
@@ -99,7 +99,7 @@ def check_param(param: Tensor) -> None:
         raise ValueError(f"expected a strided parameter, got layout {param.layout}")
     if param.is_meta or (param.numel() and not param.data_ptr()):
         raise ValueError(
-            f"expected a parameter with data, got {torch.typename(param)} of shape "
+            f"expected a parameter with data, got {type(param).__name__} of shape "
             f"{tuple(param.shape)} without: materialise meta tensors first; tensor subclasses that "
             "wrap other tensors are not supported"
         )
@@ -160,10 +160,25 @@ def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tens
             f"{exp_avg.dtype}, strides {exp_avg.stride()} and {exp_avg_sq.dtype}, strides "
             f"{exp_avg_sq.stride()}"
         )
-    if step.dtype != torch.float32 or step.numel() != 1:
-        raise RuntimeError(
-            f"expected step as a float32 tensor of one element, got {step.dtype}, shape "
-            f"{tuple(step.shape)}"
+    if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.numel() != 1:
+        found = f"{step.dtype}, {tuple(step.shape)}" if isinstance(step, Tensor) else repr(step)
+        raise RuntimeError(f"expected step as a float32 tensor of one element, got {found}")
+
+
+def check_shard(param: Tensor, shard: Shard) -> None:
+    """Check that a local tensor fits into its whole parameter at its place.
+
+    Raises:
+        ValueError: other dimensions, or entries outside; an empty shard may be placed anywhere.
+    """
+    shape, whole, offset = tuple(param.shape), shard.global_shape, shard.offset
+    fits = len(shape) == len(whole) == len(offset) and (
+        not param.numel()
+        or all(o >= 0 and o + n <= w for n, o, w in zip(shape, offset, whole, strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"expected a shard inside its whole, got shape {shape} at {offset} of {whole}"
         )
 
 

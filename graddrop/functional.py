@@ -12,6 +12,7 @@ from .checks import (
     check_knobs,
     check_moments,
     check_param,
+    check_shard,
     read_scalar,
 )
 from .mask import Shard
@@ -125,6 +126,7 @@ def graddrop_adamw_(
     entries = []
     for index, param in enumerate(params):
         check_param(param)
+        check_shard(param, shards[index])
         check_grad(param, grads[index])
         check_moments(param, exp_avgs[index], exp_avg_sqs[index], state_steps[index])
         entries.append(

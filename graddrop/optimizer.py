@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
 from .checkpoint import STATE_KEYS, loaded_groups, loaded_state, warn_overridden
-from .checks import check_draw, check_grad, check_knobs, check_moments, check_param
+from .checks import DTYPES, check_draw, check_grad, check_knobs, check_moments, check_param
 from .counters import Counters
 from .groups import Group, complete, draw_of, knobs_of
 from .overlap import check_disjoint
@@ -65,7 +65,8 @@ class FusedGradDropAdamW(Optimizer):
 
     Raises:
         ValueError: a value outside its range; parameters that share memory or appear twice.
-        TypeError: a parameter that is not a real floating-point tensor, or a seed that is no int.
+        TypeError: a parameter that is not a real floating-point tensor, parameters in a set, or a
+            value of the wrong type.
     """
 
     def __init__(
@@ -90,8 +91,13 @@ class FusedGradDropAdamW(Optimizer):
     ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"Invalid backend: {backend!r}: expected one of {BACKENDS}")
-        if not state_dtype.is_floating_point:
-            raise ValueError(f"Invalid state_dtype: {state_dtype}: expected a floating dtype")
+        if state_dtype not in DTYPES:
+            raise ValueError(f"Invalid state_dtype: {state_dtype!r}: expected one of {DTYPES}")
+        if isinstance(params, set):
+            raise TypeError(
+                "optimizer parameters need to be organized in ordered collections, got a set: "
+                "their order names them in the masks"
+            )
         self._state_dtype = state_dtype
         self._backend = backend
         self._schedules: list[Schedule | None] = []
@@ -139,11 +145,7 @@ class FusedGradDropAdamW(Optimizer):
             check_param(local_tensor(tensor))
             shard_of(tensor)
         known = [param for known_group in self.param_groups for param in known_group["params"]]
-        if len(set(map(id, tensors))) != len(tensors):
-            raise ValueError("a parameter appears twice in one param group: pass it once")
-        if not {id(param) for param in known}.isdisjoint(map(id, tensors)):
-            raise ValueError("some parameters appear in more than one parameter group")
-        check_disjoint([local_tensor(param) for param in (*known, *tensors)])
+        check_disjoint(known, tensors)
 
         others = list(self.param_groups)
         try:

@@ -5,16 +5,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .sharding import local_tensor
 
-def check_disjoint(params: Sequence[Tensor]) -> None:
-    """Check that no two tensors share an element.
+
+def check_disjoint(known: Sequence[Tensor], added: Sequence[Tensor]) -> None:
+    """Check that no parameter comes twice, and that no two share an element.
 
     Args:
-        params: local tensors of any strides and devices; empty ones are ignored.
+        known: parameters of any strides and devices, which have passed this check; empty ones
+            share nothing.
+        added: those of a new group.
 
     Raises:
-        ValueError: two tensors share memory. Names their positions and shapes.
+        ValueError: a parameter comes twice, or two share memory. Names their positions and shapes.
     """
+    if len(set(map(id, added))) != len(added):
+        raise ValueError("a parameter appears twice in one param group: pass it once")
+    if not {id(param) for param in known}.isdisjoint(map(id, added)):
+        raise ValueError("some parameters appear in more than one parameter group")
+    params = [local_tensor(param) for param in (*known, *added)]
     spans = sorted(
         (str(param.device), param.data_ptr(), param.data_ptr() + _extent(param), index)
         for index, param in enumerate(params)

@@ -131,6 +131,8 @@ def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
 def _layouts(grads: Sequence[Tensor]) -> list[tuple[object, ...]]:
     """What the tables and the choice of code depend on; only strided tensors have strides."""
     return [
-        (grad.dtype, grad.shape, grad.stride()) if grad.layout is torch.strided else (grad.layout,)
+        (grad.dtype, grad.device, grad.shape, grad.stride())
+        if grad.layout is torch.strided
+        else (grad.layout,)
         for grad in grads
     ]
