@@ -1,12 +1,18 @@
 """Laws of the command line."""
 
+import argparse
+import dataclasses
 import subprocess
 import sys
 from importlib import import_module
+from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from graddrop.cli import COMMANDS, main
+from graddrop.xglue import finetune
+from graddrop.xglue.config import FinetuneConfig
 
 
 def test_help_is_quick() -> None:
@@ -46,6 +52,63 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["fine-tune"])
     assert stop.value.code == 2
     assert "invalid choice: 'fine-tune'" in capsys.readouterr().err
+
+
+def parsed(*arguments: str) -> FinetuneConfig:
+    """The configuration that `graddrop finetune` makes of its arguments."""
+    parser = argparse.ArgumentParser()
+    finetune.add_arguments(parser)
+    return finetune.config_from(parser.parse_args(arguments))
+
+
+def test_every_setting_has_a_flag() -> None:
+    """The flags are the fields, with the same defaults."""
+    parser = argparse.ArgumentParser()
+    finetune.add_arguments(parser)
+    names = {field.name for field in dataclasses.fields(FinetuneConfig)}
+    flags = {action.dest for action in parser._actions} - {"help", "config", "resume"}
+    assert flags == names
+    required = {"task": "pos", "data": "D", "output": "O"}
+    assert parsed(*chain(*((f"--{k}", v) for k, v in required.items()))) == FinetuneConfig(
+        **required
+    )
+
+
+def test_a_file_holds_settings_and_flags_win(tmp_path: Path) -> None:
+    """Dashes and underscores are the same in a name; lists become tuples."""
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'task = "ner"\ndata = "D"\noutput = "O"\nmax-steps = 5\nlr = 1e-4\n'
+        'exempt = ["head", "norms"]\nrescale = true\nperiod = "epoch"\n'
+    )
+    made = parsed("--config", str(path), "--lr", "2e-4", "--no-rescale", "--period", "7")
+    assert made == FinetuneConfig(
+        "ner",
+        "D",
+        "O",
+        max_steps=5,
+        lr=2e-4,
+        exempt=("head", "norms"),
+        rescale=False,
+        period=7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('task = "pos"\nrate = 1\n', "unknown setting 'rate'; known: task, data"),
+        ("task = pos", "expected TOML"),
+        ('task = "pos"', "expected --data, on the command line or in --config"),
+        ('task = "pos"\ndata = "D"\noutput = "O"\nlr = "big"', "a setting has the wrong type"),
+    ],
+)
+def test_bad_files_of_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
+    """What was expected."""
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parsed("--config", str(path))
 
 
 def test_an_error_of_the_users_is_one_line_and_status_2(

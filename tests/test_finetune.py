@@ -319,6 +319,7 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"drop_prob": float("nan")}, r"drop_prob must be in \[0, 1\], got nan"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"max_steps": 0}, "max_steps must be positive, got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"method": "standard", "drop_prob": 0.5}, "method standard drops nothing; leave out"),
         ({"unfreeze_over": 1.5}, r"unfreeze_over must be in \(0, 1\], got 1.5"),

@@ -227,6 +227,33 @@ def test_accumulated_micro_batches_are_one_batch(record: Any) -> None:
     assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
 
 
+def test_recomputed_activations_give_the_same_gradients(record: Any) -> None:
+    """Checkpointing of activations saves memory and changes nothing."""
+    (plain,), _ = record(gradients, max_steps=1)
+    (saving,), _ = record(gradients, max_steps=1, activation_checkpointing=True)
+    assert plain.keys() == saving.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saving[name], gradient)
+
+
+def test_patience_ends_a_training_that_does_not_get_better(record: Any) -> None:
+    """With next to no learning rate the first evaluation stays the best."""
+    for changes, steps in (({}, 12), ({"patience": 1}, 8)):
+        _, result = record(with_gradient, lr=1e-12, **changes)
+        assert result["steps"] == steps
+        assert result["selected_step"] == 4
+
+
+def test_mixed_precision_trains(record: Any) -> None:
+    """bf16 gives other gradients than fp32, about as large; weights stay fp32."""
+    (full,), _ = record(gradients, max_steps=1)
+    (mixed,), _ = record(gradients, max_steps=1, precision="bf16")
+    name = "roberta.encoder.layer.0.output.dense.weight"
+    assert mixed[name].dtype == torch.float32
+    assert not torch.equal(full[name], mixed[name])
+    assert 0.5 < mixed[name].norm() / full[name].norm() < 2
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_resumes(
     record: Any, method: str, root: Path, tmp_path: Path

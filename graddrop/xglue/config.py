@@ -27,7 +27,7 @@ class FinetuneConfig:
         model: Name on the Hub, folder, or `tiny` (random weights, tokenizer trained on the spot).
         method: Name of a method.
         drop_prob: Probability that an entry's gradient is dropped, in [0, 1].
-        seed: Seed of the weights, the data order, the dropout, and the masks.
+        seed: Seed in [0, 2**32) of the weights, the data order, the dropout, and the masks.
         languages: Languages to evaluate; none means all that are found.
         epochs: Passes over the training set.
         max_steps: Optimizer steps, in place of `epochs`.
@@ -117,6 +117,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

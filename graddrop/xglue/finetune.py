@@ -115,7 +115,10 @@ def config_from(args: argparse.Namespace) -> FinetuneConfig:
     for name in ("task", "data", "output"):
         if name not in given:
             raise ValueError(f"expected --{name}, on the command line or in --config")
-    return FinetuneConfig(**given)
+    try:
+        return FinetuneConfig(**given)
+    except TypeError as error:
+        raise ValueError(f"{args.config}: a setting has the wrong type ({error})") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:
