@@ -45,7 +45,7 @@ class Peer:
     name: str
     make: Callable[[Sequence[Parameter]], Stepper]
     bytes_per_element: int | None
-    rounds: int = 25
+    rounds: int = 15
 
 
 def one_pass(params: Sequence[Parameter], drop_prob: float = DROP_PROB) -> FusedGradDropAdamW:
@@ -99,14 +99,14 @@ PEERS = {
     "fused": Peer("torch AdamW fused, no mask", _torch_fused, bytes_model.ADAMW),
     "graddrop": Peer("GradDrop, one pass", _graddrop, bytes_model.ADAMW),
     "graddrop-exempt": Peer("GradDrop, drop_prob=0", _exempt, bytes_model.ADAMW),
-    "foreach": Peer("torch AdamW foreach, no mask", _torch_foreach, None, rounds=5),
+    "foreach": Peer("torch AdamW foreach, no mask", _torch_foreach, None, rounds=3),
     "eager-rand": Peer(
-        "eager GradDrop: rand_like, mul_, fused", _eager_rand, bytes_model.EAGER_RAND, rounds=5
+        "eager GradDrop: rand_like, mul_, fused", _eager_rand, bytes_model.EAGER_RAND, rounds=3
     ),
     "eager-bernoulli": Peer(
         "eager GradDrop: bernoulli_, mul_, fused",
         _eager_bernoulli,
         bytes_model.EAGER_BERNOULLI,
-        rounds=5,
+        rounds=3,
     ),
 }

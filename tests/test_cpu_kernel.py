@@ -245,8 +245,8 @@ def test_a_shard_steps_as_part_of_the_whole(isa, begin, dtypes):
 @pytest.mark.parametrize("site", SITES)
 def test_what_is_dropped_stays_out(isa, site):
     """NaN and infinity in a dropped entry's gradient go nowhere; in a kept entry's they show."""
-    for poison in (float("nan"), float("inf")):
-        (entry,) = entries_of([(3000,)])
+    for poison, dtypes in itertools.product((float("nan"), float("inf")), ("fp32", "all bf16")):
+        (entry,) = entries_of([(3000,)], DTYPES[dtypes])
         knobs = make_knobs(**SITES[site])
         keep = mask_of(entry, knobs, draw=0)
         entry.grad[~keep] = poison
