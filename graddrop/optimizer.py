@@ -218,7 +218,7 @@ class FusedGradDropAdamW(Optimizer):
 
         Only ``granularity="tensor"`` and ``"layer"`` drop whole parameters by decision; with the
         finer ones none is listed. Under ``site="grad"`` or ``"freeze"`` their gradients are not
-        read for anything.
+        read for anything and may be left stale; without one (None), ``step`` too stands still.
         """
         dropped = []
         for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):

@@ -1,14 +1,18 @@
 """Small training runs whose gradients are a function of the step: the same in every process."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from graddrop import FusedGradDropAdamW
+
 # A matrix whose rows are no multiple of four, one whose are, a vector beyond one tile, a scalar,
 # nothing.
 SHAPES = ((5, 7), (6, 4), (1027,), (), (0, 3))
+SMALL = ((5, 7), (70,))  # for the interpreter, whose time goes by the element
 NAMES = tuple(f"encoder.layer.{i // 2}.weight{i}" for i in range(len(SHAPES)))
 
 
@@ -23,6 +27,18 @@ def make_params(
         torch.nn.Parameter(torch.randn(tuple(shape), generator=generator).to(device, dtype))
         for shape in shapes
     ]
+
+
+def make_optimizer(
+    backend: str = "reference",
+    device: torch.device | str = "cpu",
+    shapes: Sequence[Sequence[int]] = SHAPES,
+    dtype: torch.dtype = torch.float32,
+    **knobs: Any,
+) -> FusedGradDropAdamW:
+    """An optimizer of small parameters."""
+    knobs = {"lr": 1e-2, "drop_prob": 0.5, "seed": 3} | knobs
+    return FusedGradDropAdamW(make_params(shapes, dtype, device), backend=backend, **knobs)
 
 
 def make_grad(param: Tensor, index: int, step: int) -> Tensor:
