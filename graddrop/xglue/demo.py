@@ -22,6 +22,7 @@ from typing import Any
 from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.curves import draw_curves
 from graddrop.xglue.data import evaluation_languages, load_split
+from graddrop.xglue.methods import METHODS
 from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.pretrain import RESULT_FILE, PretrainConfig, pretrain
 from graddrop.xglue.runfolder import RunFolder, read_json
@@ -45,15 +46,15 @@ class DemoPlan:
     tasks: tuple[str, ...] = ("pos", "xnli")
     methods: tuple[str, ...] = ("standard", "graddrop", "layer-graddrop", "gradual-unfreezing")
     seeds: tuple[int, ...] = (0, 1)
-    size: MiniSize = MiniSize(train=600, dev=60, test=200, text_lines=6000)
+    size: MiniSize = MiniSize(train=480, dev=60, test=200, text_lines=6000)
     pretraining: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"epochs": 2.0})
     finetuning: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {
-            "epochs": 4.0,
+            "epochs": 3.0,
             "batch_size": 16,
             "lr": 1e-3,
             "max_length": 64,
-            "eval_steps": 30,
+            "eval_steps": 18,
             "eval_all": True,
             "select": "last",
         }
@@ -177,16 +178,20 @@ def demo_table(
     seeds = max(map(len, by_method.values()))
     lines = [
         f"{task}: {metric.replace('_', ' ')} on test in %, mean of {seeds} seeds",
-        f"{'':10}{'text kB':>9}" + "".join(f"{name:>17}" for name in columns),
+        f"{'':10}{'text kB':>9}" + "".join(f"  {name:>{_WIDTH}}" for name in columns),
     ]
     for code in languages:
-        cells = "".join(f"{100 * column[code]:17.1f}" for column in columns.values())
+        cells = "".join(f"  {100 * column[code]:{_WIDTH}.1f}" for column in columns.values())
         lines.append(f"{code:10}{text_bytes[code] / 1000:9.0f}{cells}")
     zero_shot = [code for code in languages if code != TRAIN_LANGUAGE]
     means = "".join(
-        f"{100 * _mean(column[code] for code in zero_shot):17.1f}" for column in columns.values()
+        f"  {100 * _mean(column[code] for code in zero_shot):{_WIDTH}.1f}"
+        for column in columns.values()
     )
     return "\n".join([*lines, f"{'zero-shot':10}{'':9}{means}"]) + "\n"
+
+
+_WIDTH = max(map(len, METHODS))
 
 
 def _mean(values: Iterable[float]) -> float:
