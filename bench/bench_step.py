@@ -17,7 +17,7 @@ import torch
 from torch.nn import Parameter
 
 from bench import bytes_model
-from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, one_pass
+from bench.peers import DROP_PROB, LR, PEERS, SEED, one_pass
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
 from graddrop.mask import Shard
@@ -34,9 +34,8 @@ BANDWIDTH_BUFFER = 64 << 20  # entries, 256 MiB: beyond every cache
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Measure the workloads of the device, all peers on one before the next."""
     keys = MEASURED_ON[metafunc.config.getoption("--device")]
-    workloads = [WORKLOADS[key] for key in keys]
-    metafunc.parametrize("workload", workloads, ids=keys, scope="module")
-    metafunc.parametrize("peer", PEERS.values(), ids=PEERS)
+    metafunc.parametrize("workload_key", keys, scope="module")
+    metafunc.parametrize("peer_key", PEERS)
 
 
 def synchronized(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
@@ -55,6 +54,12 @@ def seconds(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def workload(workload_key: str) -> Workload:
+    """The workload; records name it by its key, since its shapes are long."""
+    return WORKLOADS[workload_key]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,7 @@ def assert_step_is_the_reference(params: list[Parameter]) -> None:
 
 def test_step(
     benchmark,
-    peer: Peer,
+    peer_key: str,
     workload: Workload,
     params: list[Parameter],
     baseline: Callable[[], None],
@@ -136,7 +141,8 @@ def test_step(
     quick: bool,
 ) -> None:
     """Measure one peer on one workload."""
-    if peer is PEERS["graddrop"]:
+    peer = PEERS[peer_key]
+    if peer_key == "graddrop":
         assert_step_is_the_reference(params)
     stepper = peer.make(params)
     rounds = 3 if quick else peer.rounds

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,38 @@ HEADER = "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of
 
 def render(record: Record) -> str:
     """The record as Markdown: where it was measured, then a table per workload."""
-    lines = [*_origin(record)]
+    lines = [_origin(record)]
     by_workload: dict[str, list[Record]] = {}
     for row in record["benchmarks"]:
         by_workload.setdefault(row["extra_info"]["workload"], []).append(row)
     for workload, rows in by_workload.items():
         info = rows[0]["extra_info"]
         n_tensors, n_millions = info["n_tensors"], info["n_elements"] / 1e6
-        lines += ["", f"**{workload}** ({n_tensors:,} tensors, {n_millions:.1f} M elements, fp32)"]
+        lines += ["", f"**{workload}**: tensors {n_tensors:,}, elements {n_millions:.1f} M, fp32"]
         lines += ["", HEADER, "|---|--:|--:|--:|--:|--:|--:|"]
         lines += [_row(row) for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _origin(record: Record) -> Iterator[str]:
+def _origin(record: Record) -> str:
     info = record["benchmarks"][0]["extra_info"]
     machine, commit = record["machine_info"], record["commit_info"]
-    device = info["device_name"] or machine["cpu"]["brand_raw"]
-    changed = ", with changes" if commit["dirty"] else ""
     loads = [row["extra_info"]["load_average"] for row in record["benchmarks"]]
-    yield f"{device}, {info['n_threads']} threads, {machine['system']} {machine['machine']}, "
-    yield f"Python {machine['python_version']}, torch {info['torch']}, "
-    yield f"commit {commit['id'][:10]}{changed}, {record['datetime'][:16]} UTC, "
-    yield f"load average {min(loads):.1f} to {max(loads):.1f}."
-    yield f'"/ torch fused" is taken within rounds, to "{PEERS["fused"].name}" on the same'
-    yield "parameters just before; GB/s counts the bytes of `bench/bytes_model.py`."
+    facts = (
+        info["device_name"] or machine["cpu"]["brand_raw"],
+        f"{info['n_threads']} threads",
+        f"{machine['system']} {machine['machine']}",
+        f"Python {machine['python_version']}",
+        f"torch {info['torch']}",
+        f"commit {commit['id'][:10]}" + (" with changes" if commit["dirty"] else ""),
+        f"{record['datetime'][:16]} UTC",
+        f"load average {min(loads):.1f} to {max(loads):.1f}",
+    )
+    return (
+        ", ".join(facts) + '.\n"/ torch fused" is taken within rounds, to '
+        f'"{PEERS["fused"].name}" on the same parameters just before.\n'
+        "GB/s counts the bytes of `bench/bytes_model.py`."
+    )
 
 
 def _row(row: Record) -> str:

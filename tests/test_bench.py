@@ -99,4 +99,4 @@ def test_a_record_becomes_a_table():
     table = render.render(record)
     assert "| GradDrop | 50.0 | 49.0 to 51.2 | 0.95 | 0.94 to 0.97 | 28.0 | 80% |" in table
     assert "A processor, 2 threads" in table
-    assert "commit 0123456789, with changes" in table
+    assert "commit 0123456789 with changes" in table
