@@ -13,13 +13,15 @@ from .plan import Key
 class Counters:
     """Optimizer steps finished and masks begun by hand, the same numbers in every place.
 
-    An executor advances its own, so that the replays of a CUDA graph go on to new masks. The param
-    groups, which a checkpoint saves, follow on the host.
+    An executor advances its own, so that a step that ``found_inf`` skips is not counted and the
+    replays of a CUDA graph go on to new masks. The param groups, which a checkpoint saves, follow
+    on the host: at once where it knows, otherwise when they are read.
     """
 
     def __init__(self) -> None:
         self._on: dict[Key, Tensor] = {}
-        self._captured = False
+        self._behind = False  # the groups do not know the latest steps
+        self._captured = False  # and never do: a graph is replayed at any time
 
     def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> dict[Key, Tensor]:
         """The counters that executors read and advance: int64 [2] each, on their device."""
@@ -30,16 +32,22 @@ class Counters:
                 self._on[key] = torch.tensor(values, dtype=torch.int64, device=key[0])
         return {key: self._on[key] for key in keys}
 
-    def advance(self, stepped: Sequence[Key], groups: Sequence[Group]) -> None:
+    def advance(
+        self, stepped: Sequence[Key], groups: Sequence[Group], found_inf: Tensor | None = None
+    ) -> None:
         """Count a step in the groups, and where no executor of this step has counted it."""
         self._captured |= any(
             key[0].type == "cuda" and torch.cuda.is_current_stream_capturing() for key in stepped
         )
+        made = 1 if found_inf is None else (found_inf == 0).to(torch.int64).squeeze()
         for key, counters in self._on.items():
             if key not in stepped:
-                counters[abi.STEPS_FINISHED] += 1
-        for group in groups:
-            group["steps_finished"] += 1
+                counters[abi.STEPS_FINISHED] += made
+        if found_inf is None:
+            for group in groups:
+                group["steps_finished"] += 1
+        else:
+            self._behind = True
 
     def begin_mask(self, draw: int, groups: Sequence[Group]) -> None:
         """Set the number of masks begun by hand."""
@@ -50,8 +58,9 @@ class Counters:
             counters[abi.MASKS_BEGUN] = draw
 
     def sync(self, groups: Sequence[Group]) -> None:
-        """Write the counters into the groups, if a CUDA graph may have advanced them unseen."""
-        if self._captured:
+        """Write the counters into the groups where these may be behind; waits for the device."""
+        if (self._behind or self._captured) and self._on:
             values = dict(zip(COUNTERS, next(iter(self._on.values())).tolist(), strict=True))
             for group in groups:
                 group.update(values)
+            self._behind = False

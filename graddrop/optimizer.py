@@ -1,7 +1,7 @@
 """``FusedGradDropAdamW``: AdamW with stochastically masked gradients, as a torch optimizer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,15 +10,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
-from .checkpoint import STATE_KEYS, loaded_groups, loaded_state, warn_overridden
-from .checks import DTYPES, check_draw, check_grad, check_knobs, check_moments, check_param
+from .checkpoint import loaded_groups, loaded_state, warn_overridden
+from .checks import DTYPES, check_draw, check_knobs, check_param
 from .counters import Counters
+from .entries import entries_of
 from .groups import Group, complete, draw_of, knobs_of
 from .overlap import check_disjoint
 from .plan import Plan
 from .schedules import Schedule
 from .sharding import local_grad, local_tensor, shard_of
-from .tables import Entry, Knobs
+from .tables import Knobs
 
 
 class FusedGradDropAdamW(Optimizer):
@@ -68,6 +69,10 @@ class FusedGradDropAdamW(Optimizer):
         TypeError: a parameter that is not a real floating-point tensor, parameters in a set, or a
             value of the wrong type.
     """
+
+    # torch.amp.GradScaler then sets `grad_scale` and `found_inf` while it calls the step, which
+    # reads them on the device instead of waiting for it.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -196,6 +201,7 @@ class FusedGradDropAdamW(Optimizer):
         Raises:
             ValueError: ``param`` is not one of the optimizer's.
         """
+        self._counters.sync(self.param_groups)
         for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
             for index, candidate in enumerate(group["params"]):
                 if candidate is param:
@@ -220,6 +226,7 @@ class FusedGradDropAdamW(Optimizer):
         finer ones none is listed. Under ``site="grad"`` or ``"freeze"`` their gradients are not
         read for anything and may be left stale; without one (None), ``step`` too stands still.
         """
+        self._counters.sync(self.param_groups)
         dropped = []
         for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
             keeps = knobs.keep_wholes(group["stream_ids"], group["layers"], draw_of(group))
@@ -243,7 +250,8 @@ class FusedGradDropAdamW(Optimizer):
 
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
-        self._counters.sync(self.param_groups)
+        if any(schedule is not None for schedule in self._schedules):
+            self._counters.sync(self.param_groups)
         for group, schedule in zip(self.param_groups, self._schedules, strict=True):
             if schedule is not None:
                 group["drop_prob"] = schedule(group["steps_finished"])
@@ -275,59 +283,33 @@ class FusedGradDropAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if (
-            torch.cuda.is_initialized()
-            and torch.cuda.is_current_stream_capturing()
-            and not all(group["capturable"] for group in self.param_groups)
-        ):
-            raise RuntimeError(
-                "expected capturable=True in every param group to capture step() in a CUDA graph"
-            )
+        self._check_capture()
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [local_grad(param) for param in params]
         if self._plan is None or not self._plan.fits(params, grads, self.state, knobs):
-            self._plan = self._new_plan(grads, knobs)
+            entries, states = entries_of(self.param_groups, grads, self.state, self._initial_state)
+            self._plan = Plan(params, entries, knobs, self._backend)
+            self.state.update(states)  # all checks have passed
         keys = list(self._plan.executors)
-        self._plan.step(grads, knobs, self._counters.on(keys, self.param_groups))
-        self._counters.advance(keys, self.param_groups)
+        counters = self._counters.on(keys, self.param_groups)
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        self._plan.step(grads, knobs, counters, grad_scale, found_inf)
+        self._counters.advance(keys, self.param_groups, found_inf)
         return loss
 
-    def _new_plan(self, grads: Sequence[Tensor | None], knobs: Sequence[Knobs]) -> Plan:
-        params: list[Tensor] = []
-        entries: list[Entry | None] = []
-        states = {}
-        for group_index, group in enumerate(self.param_groups):
-            for param, stream_id, layer in zip(
-                group["params"], group["stream_ids"], group["layers"], strict=True
-            ):
-                grad = grads[len(params)]
-                params.append(param)
-                if grad is None:
-                    entries.append(None)
-                    continue
-                local = local_tensor(param)
-                check_param(local)
-                check_grad(local, grad)
-                states[param] = state = self.state.get(param) or self._initial_state(param, group)
-                if missing := set(STATE_KEYS) - state.keys():
-                    raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
-                entry = Entry(
-                    param=local,
-                    grad=grad,
-                    exp_avg=local_tensor(state["exp_avg"]),
-                    exp_avg_sq=local_tensor(state["exp_avg_sq"]),
-                    step=state["step"],
-                    stream_id=stream_id,
-                    layer=layer,
-                    shard=shard_of(param),
-                    group=group_index,
-                )
-                check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
-                entries.append(entry)
-        plan = Plan(params, entries, knobs, self._backend)
-        self.state.update(states)  # all checks have passed
-        return plan
+    def _check_capture(self) -> None:
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            return
+        if not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                "expected capturable=True in every param group to capture step() in a CUDA graph"
+            )
+        if any(schedule is not None for schedule in self._schedules):
+            raise RuntimeError(
+                "expected a tensor as drop_prob to capture step() in a CUDA graph, got a schedule, "
+                "which only the host can follow: fill the tensor between replays"
+            )
 
     # -- state -------------------------------------------------------------------------------------
 

@@ -114,13 +114,17 @@ class Plan:
             grads: local gradients, one per parameter, None where there is none.
             knobs: one per group.
             counters: int64 [2] for each of :attr:`executors`, advanced by it.
-            grad_scale: float32, one element: loss scale that the gradients carry.
-            found_inf: float32, one element: unless 0, nothing changes.
+            grad_scale: float32, one element, on any device: loss scale that the gradients carry.
+            found_inf: float32, one element, on any device: unless 0, nothing changes.
         """
         present = [grad for grad in grads if grad is not None]
         for key, executor in self.executors.items():
             executor.set_grads([present[position] for position in self._members[key]])
-            executor.step(knobs, counters[key], grad_scale, found_inf)
+            executor.step(knobs, counters[key], _on(grad_scale, key[0]), _on(found_inf, key[0]))
+
+
+def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if scalar is None else scalar.to(device, non_blocking=True)
 
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:

@@ -1,0 +1,68 @@
+"""The tensors of a step, parameter by parameter: gradient, state, place in the masks, checked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .checkpoint import STATE_KEYS
+from .checks import check_grad, check_moments, check_param
+from .groups import Group
+from .sharding import local_tensor, shard_of
+from .tables import Entry
+
+State = dict[str, Any]
+
+
+def entries_of(
+    groups: Sequence[Group],
+    grads: Sequence[Tensor | None],
+    state: Mapping[Tensor, State],
+    initial_state: Callable[[Tensor, Group], State],
+) -> tuple[list[Entry | None], dict[Tensor, State]]:
+    """The entries of a step, and the state that they hold. Nothing is changed.
+
+    Args:
+        groups: the optimizer's param groups.
+        grads: local gradients of all their parameters in order, None where there is none.
+        state: the optimizer's, by parameter.
+        initial_state: makes the state of a parameter that has none yet.
+
+    Returns:
+        One entry per parameter, None where it has no gradient; the state of each that has one.
+
+    Raises:
+        RuntimeError: a gradient or a state that does not match its parameter.
+        TypeError: a parameter whose dtype has become one that cannot be stepped.
+        ValueError: a parameter whose data have become such as cannot be stepped.
+    """
+    entries: list[Entry | None] = []
+    states = {}
+    for group_index, group in enumerate(groups):
+        for param, stream_id, layer in zip(
+            group["params"], group["stream_ids"], group["layers"], strict=True
+        ):
+            grad = grads[len(entries)]
+            if grad is None:
+                entries.append(None)
+                continue
+            local = local_tensor(param)
+            check_param(local)
+            check_grad(local, grad)
+            states[param] = own = state.get(param) or initial_state(param, group)
+            if missing := set(STATE_KEYS) - own.keys():
+                raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
+            entry = Entry(
+                param=local,
+                grad=grad,
+                exp_avg=local_tensor(own["exp_avg"]),
+                exp_avg_sq=local_tensor(own["exp_avg_sq"]),
+                step=own["step"],
+                stream_id=stream_id,
+                layer=layer,
+                shard=shard_of(param),
+                group=group_index,
+            )
+            check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
+            entries.append(entry)
+    return entries, states
