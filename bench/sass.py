@@ -23,6 +23,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from graddrop.kernels import abi
 from graddrop.kernels.gpu import launch
+from graddrop.kernels.gpu.norm import dense_squares, strided_squares, sum_chunks
 from graddrop.kernels.gpu.prepare import prepare
 from graddrop.kernels.gpu.step import dense_step, strided_step
 
@@ -54,6 +55,12 @@ CASES = {
     "all bf16, element mask": ((BF16, BF16, BF16), ELEMENT),
     "all bf16, element mask, freeze": ((BF16, BF16, BF16), FREEZE),
     "fp32, every mode in one launch": ((F32, F32, F32), EVERY_MODE),
+}
+
+NORM_CASES = {  # dtype of the gradients, modes, masked
+    "fp32, norm of all": (F32, ELEMENT, False),
+    "fp32, norm of what an element mask keeps": (F32, ELEMENT, True),
+    "bf16, norm of what an element mask keeps": (BF16, ELEMENT, True),
 }
 
 
@@ -116,6 +123,47 @@ def compile_strided(dtypes: launch.Dtypes, modes: int, target: GPUTarget) -> Com
     }
     constants = {**_dtype_constants(dtypes), "MODES": modes}
     return compile_kernel(strided_step, constants, signature, target)
+
+
+def compile_squares(
+    grad_dtype: torch.dtype, modes: int, masked: bool, target: GPUTarget
+) -> CompiledKernel:
+    """``dense_squares`` as the launcher would compile it."""
+    vector = 16 // grad_dtype.itemsize
+    constants = {
+        "GRAD_DTYPE": launch.DTYPES[grad_dtype],
+        "MASKED": masked,
+        "MODES": modes,
+        "ALIGNED": True,
+        "VECTOR": vector,
+    }
+    signature = {"chunks": "*i32", "tensor_table": "*i64", "ints": "*i32", "partials": "*fp32"}
+    return compile_kernel(dense_squares, constants, signature, target, vector)
+
+
+def compile_strided_squares(target: GPUTarget) -> CompiledKernel:
+    """``strided_squares`` as the launcher would compile it."""
+    signature = {
+        "chunks": "*i32",
+        "tensor_table": "*i64",
+        "layout_table": "*i64",
+        "ints": "*i32",
+        "partials": "*fp32",
+    }
+    constants = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True, "MODES": ELEMENT | ROW}
+    return compile_kernel(strided_squares, constants, signature, target)
+
+
+def compile_sum_chunks(target: GPUTarget) -> CompiledKernel:
+    """``sum_chunks`` as the launcher would compile it, with a loss scale."""
+    signature = {
+        "spans": "*i32",
+        "partials": "*fp32",
+        "floats": "*fp32",
+        "grad_scale": "*fp32",
+        "squares": "*fp32",
+    }
+    return compile_kernel(sum_chunks, {"MASKED": False}, signature, target)
 
 
 def compile_prepare(target: GPUTarget) -> CompiledKernel:
@@ -206,13 +254,23 @@ def _width(instruction: str) -> int:
     return {"128": 128, "64": 64, "U16": 16, "U8": 8, None: 32}[access.group(1)]
 
 
-def all_reports() -> dict[str, Report]:
+def step_reports() -> dict[str, Report]:
     """Every case of ``dense_step`` for sm_90."""
     return {
         name: report(
             compile_dense(dtypes, modes, TARGETS["sm_90"]), launch.vector_width(dtypes, modes)
         )
         for name, (dtypes, modes) in CASES.items()
+    }
+
+
+def norm_reports() -> dict[str, Report]:
+    """Every case of ``dense_squares`` for sm_90."""
+    return {
+        name: report(
+            compile_squares(grad_dtype, modes, masked, TARGETS["sm_90"]), 16 // grad_dtype.itemsize
+        )
+        for name, (grad_dtype, modes, masked) in NORM_CASES.items()
     }
 
 
@@ -227,6 +285,9 @@ def compiles_everywhere() -> dict[str, list[str]]:
             "dense_step fp32 unaligned": compile_dense((F32,) * 3, ELEMENT, target, aligned=False),
             "dense_step all bf16": compile_dense((BF16, BF16, BF16), ELEMENT, target),
             "strided_step fp32": compile_strided((F32, F32, F32), ELEMENT | ROW, target),
+            "dense_squares fp32": compile_squares(F32, PLAIN | ELEMENT, True, target),
+            "strided_squares fp32": compile_strided_squares(target),
+            "sum_chunks": compile_sum_chunks(target),
         }
         done[name] = [kernel for kernel, compiled in kernels.items() if compiled.asm[binary]]
     return done
@@ -237,15 +298,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    reports, targets = all_reports(), compiles_everywhere()
+    steps, norms, targets = step_reports(), norm_reports(), compiles_everywhere()
     if args.json:
-        rows = {name: asdict(found) for name, found in reports.items()}
-        print(json.dumps({"triton": triton.__version__, "sm_90": rows, "targets": targets}))
+        found = {"triton": triton.__version__, "targets": targets}
+        for kernel, reports in (("step", steps), ("norm", norms)):
+            found[kernel] = {name: asdict(one) for name, one in reports.items()}
+        print(json.dumps(found))
         return
-    print(f"dense_step for sm_90, Triton {triton.__version__}")
+    print(f"dense_step and dense_squares for sm_90, Triton {triton.__version__}")
     print("| case | instructions per element | registers | stack | shared | accesses per turn |")
     print("|---|---|---|---|---|---|")
-    for name, found in reports.items():
+    for name, found in {**steps, **norms}.items():
         accesses = ", ".join(f"{count} x {what}" for what, count in sorted(found.wide.items()))
         print(
             f"| {name} | {found.per_element:.1f} | {found.registers} | {found.stack_bytes} "

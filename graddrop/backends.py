@@ -16,7 +16,7 @@ from torch import Tensor
 from .kernels import abi
 from .kernels.cpu import binding as cpu
 from .mask import rescale_factor
-from .reference import adamw_step_
+from .reference import adamw_step_, masked_squares
 from .tables import Entry, Knobs, tensor_tables
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
@@ -24,19 +24,28 @@ Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
 
 
 class Executor(Protocol):
-    """One step of a fixed set of entries on one device."""
+    """One step of a fixed set of entries on one device, in its three parts."""
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """Take over the next step's gradients, one per entry, of dtypes and strides as before."""
 
-    def step(
+    def prepare(
         self,
         knobs: Sequence[Knobs],
         counters: Tensor,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Make one step and advance ``counters``, unless ``found_inf`` says that it is skipped."""
+        """Begin a step, which ``found_inf`` may skip; it advances ``counters``."""
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """Sum of squares of each entry's gradient without the loss scale: float [n_entries].
+
+        ``masked``: as it enters the moments, so without what the masks drop of it.
+        """
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """Make the step that was prepared, all gradients multiplied by ``clip_factor``."""
 
 
 @cache
@@ -119,12 +128,16 @@ class ReferenceExecutor:
         self._grads: Sequence[Tensor] = [entry.grad for entry in entries]
         gone = torch.empty(0)
         self._entries = [replace(entry, grad=gone) for entry in entries]
+        self._knobs: Sequence[Knobs] = []
+        self._counters: Tensor | None = None
+        self._loss_scale = 1.0
+        self._skipped = False
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
         self._grads = grads
 
-    def step(
+    def prepare(
         self,
         knobs: Sequence[Knobs],
         counters: Tensor,
@@ -132,22 +145,29 @@ class ReferenceExecutor:
         found_inf: Tensor | None,
     ) -> None:
         """See :class:`Executor`."""
-        if found_inf is not None and found_inf.item() != 0:
-            self._grads = []
-            return
-        loss_scale = 1.0 if grad_scale is None else grad_scale.item()
-        steps_finished, masks_begun = counters.tolist()
+        self._knobs, self._counters = knobs, counters
+        self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
+        self._skipped = found_inf is not None and found_inf.item() != 0
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """See :class:`Executor`."""
+        squares = []
+        for entry, grad in zip(self._entries, self._grads, strict=True):
+            group = self._knobs[entry.group]
+            keep = self._keep(entry) if masked else None
+            total = masked_squares(grad, keep, site=group.site, mask_scale=_mask_scale(group))
+            squares.append(total / self._loss_scale**2)
+        return torch.stack(squares)
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """See :class:`Executor`."""
         grads, self._grads = self._grads, []
+        if self._skipped:
+            return
+        factor = 1.0 if clip_factor is None else clip_factor.item()
         for entry, grad in zip(self._entries, grads, strict=True):
-            group = knobs[entry.group]
-            keep = group.keep_mask(
-                tuple(entry.param.shape),
-                stream_id=entry.stream_id,
-                layer=entry.layer,
-                shard=entry.shard,
-                draw=group.draw(steps_finished, masks_begun),
-                device=entry.param.device,
-            )
+            group = self._knobs[entry.group]
+            keep = self._keep(entry)
             entry.step.add_(1)
             adamw_step_(
                 entry.param,
@@ -163,10 +183,28 @@ class ReferenceExecutor:
                 weight_decay=group.weight_decay,
                 site=group.site,
                 mask_decay=group.mask_decay,
-                mask_scale=rescale_factor(float(group.drop_prob)) if group.rescale else 1.0,
-                grad_factor=(-1.0 if group.maximize else 1.0) / loss_scale,
+                mask_scale=_mask_scale(group),
+                grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
             )
-        counters[abi.STEPS_FINISHED] += 1
+        assert self._counters is not None
+        self._counters[abi.STEPS_FINISHED] += 1
+
+    def _keep(self, entry: Entry) -> Tensor | None:
+        assert self._counters is not None
+        steps_finished, masks_begun = self._counters.tolist()
+        group = self._knobs[entry.group]
+        return group.keep_mask(
+            tuple(entry.param.shape),
+            stream_id=entry.stream_id,
+            layer=entry.layer,
+            shard=entry.shard,
+            draw=group.draw(steps_finished, masks_begun),
+            device=entry.param.device,
+        )
+
+
+def _mask_scale(knobs: Knobs) -> float:
+    return rescale_factor(float(knobs.drop_prob)) if knobs.rescale else 1.0
 
 
 class CpuExecutor:
@@ -181,6 +219,10 @@ class CpuExecutor:
             (dtypes, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
             for dtypes, rows in members.items()
         ]
+        self._group_table = torch.empty(0)
+        self._counters = torch.empty(0)
+        self._loss_scale = 1.0
+        self._skipped = False
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
@@ -188,7 +230,7 @@ class CpuExecutor:
             for _, rows, tensor_table, _ in self._calls:
                 tensor_table[:, abi.GRAD] += moves[rows]
 
-    def step(
+    def prepare(
         self,
         knobs: Sequence[Knobs],
         counters: Tensor,
@@ -196,24 +238,45 @@ class CpuExecutor:
         found_inf: Tensor | None,
     ) -> None:
         """See :class:`Executor`."""
-        if found_inf is not None and found_inf.item() != 0:
-            return
         rows = [group.row() for group in knobs]
         for row, group in zip(rows, knobs, strict=True):
             row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
-        group_table = torch.tensor(rows, dtype=torch.float64)
+        self._group_table = torch.tensor(rows, dtype=torch.float64)
+        self._counters = counters
+        self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
+        self._skipped = found_inf is not None and found_inf.item() != 0
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """See :class:`Executor`."""
+        squares = torch.empty(len(self._grad_ptrs), dtype=torch.float64)
+        for dtypes, rows, tensor_table, layout_table in self._calls:
+            squares[rows] = cpu.grad_squares(
+                tensor_table,
+                layout_table,
+                self._group_table,
+                self._counters,
+                grad_dtype=dtypes[1],
+                masked=masked,
+            )
+        return squares / self._loss_scale**2
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """See :class:`Executor`."""
+        if self._skipped:
+            return
+        factor = 1.0 if clip_factor is None else clip_factor.item()
         for dtypes, _, tensor_table, layout_table in self._calls:
             cpu.step_(
                 tensor_table,
                 layout_table,
-                group_table,
-                counters,
+                self._group_table,
+                self._counters,
                 param_dtype=dtypes[0],
                 grad_dtype=dtypes[1],
                 moment_dtype=dtypes[2],
-                grad_factor=1.0 if grad_scale is None else 1.0 / grad_scale.item(),
+                grad_factor=factor / self._loss_scale,
             )
-        counters[abi.STEPS_FINISHED] += 1
+        self._counters[abi.STEPS_FINISHED] += 1
 
 
 class TritonExecutor:
@@ -230,10 +293,11 @@ class TritonExecutor:
             tensor_table, layout_table, [entry.dtypes for entry in entries], len(knobs), device
         )
         self._rows: list[list[float]] = []
+        self._grad_scale: Tensor | None = None
 
     @property
     def n_launches(self) -> int:
-        """Kernel launches per step."""
+        """Kernel launches per step, without clipping."""
         return self._launcher.n_launches
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
@@ -241,7 +305,7 @@ class TritonExecutor:
         if (moves := _moves(self._grad_ptrs, grads)) is not None:
             self._launcher.move_grads(moves)
 
-    def step(
+    def prepare(
         self,
         knobs: Sequence[Knobs],
         counters: Tensor,
@@ -257,7 +321,16 @@ class TritonExecutor:
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):
                     self._launcher.group_table[index, column].copy_(value)
-        self._launcher.step(counters, grad_scale, found_inf)
+        self._grad_scale = grad_scale
+        self._launcher.prepare(counters, grad_scale, found_inf)
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """See :class:`Executor`."""
+        return self._launcher.grad_squares(masked, self._grad_scale)
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """See :class:`Executor`."""
+        self._launcher.step(clip_factor)
 
 
 def _moves(pointers: list[int], grads: Sequence[Tensor]) -> Tensor | None:

@@ -208,3 +208,26 @@ def check_ids(stream_ids: Sequence[int], layers: Sequence[int | None]) -> None:
     for layer in layers:
         if layer is not None and (not isinstance(layer, int) or layer < 0):
             raise ValueError(f"Invalid layer: {layer!r}: expected an integer >= 0, or None")
+
+
+def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
+    """Check that a step may be captured, if a CUDA graph is being captured now.
+
+    Args:
+        groups: the optimizer's param groups.
+        scheduled: whether a schedule gives a group's ``drop_prob``.
+
+    Raises:
+        RuntimeError: a group without ``capturable=True``, or a schedule.
+    """
+    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+        return
+    if not all(group["capturable"] for group in groups):
+        raise RuntimeError(
+            "expected capturable=True in every param group to capture step() in a CUDA graph"
+        )
+    if scheduled:
+        raise RuntimeError(
+            "expected a tensor as drop_prob to capture step() in a CUDA graph, got a schedule, "
+            "which only the host can follow: fill the tensor between replays"
+        )

@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
 from .checkpoint import loaded_groups, loaded_state, warn_overridden
-from .checks import DTYPES, check_draw, check_knobs, check_param
+from .checks import DTYPES, check_capture, check_draw, check_knobs, check_param
+from .clipping import clipping_of
 from .counters import Counters
 from .entries import entries_of
 from .groups import Group, complete, draw_of, knobs_of
@@ -20,6 +21,8 @@ from .plan import Plan
 from .schedules import Schedule
 from .sharding import local_grad, local_tensor, shard_of
 from .tables import Knobs
+
+_PICKLED = ("_state_dtype", "_backend", "_schedules", "max_grad_norm", "masked_norm", "grad_norm")
 
 
 class FusedGradDropAdamW(Optimizer):
@@ -34,6 +37,12 @@ class FusedGradDropAdamW(Optimizer):
     parameter: its id in the masks; default: its position in the optimizer) and ``layers`` (an int
     for the whole group, or a list of ints or None per parameter; default: what the parameters'
     names say, as ``"encoder.layer.3.attention"`` says 3).
+
+    Attributes:
+        max_grad_norm: as in Args; may be changed between steps.
+        masked_norm: likewise.
+        grad_norm: norm that the last step found before clipping, loss scale taken out: 0-dim, on
+            the device; None where ``max_grad_norm`` is.
 
     State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq``, as in ``torch.optim.AdamW``, whose
     state dicts load here and which loads ours.
@@ -59,6 +68,11 @@ class FusedGradDropAdamW(Optimizer):
         seed: of the masks, in [0, 2**64).
         maximize: ascend instead of descend.
         capturable: allow the step to be captured in a CUDA graph.
+        max_grad_norm: bound > 0 of the norm of all gradients together, applied within the step:
+            memory keeps the gradients as they are. The norm is then :attr:`grad_norm`.
+            ``math.inf`` measures and does not clip. None: no norm is looked at.
+        masked_norm: bound the norm of the gradients as they enter the moments, without what the
+            masks drop, instead of that of all gradients.
         state_dtype: dtype of the moments of 16-bit parameters, ``torch.float32`` or the
             parameters' own; other parameters have moments of their own dtype.
         backend: ``"auto"`` (the fastest that serves the tensors), ``"triton"``, ``"cpu"`` or
@@ -91,6 +105,8 @@ class FusedGradDropAdamW(Optimizer):
         seed: int = 0,
         maximize: bool = False,
         capturable: bool = False,
+        max_grad_norm: float | None = None,
+        masked_norm: bool = False,
         state_dtype: torch.dtype = torch.float32,
         backend: str = "auto",
     ) -> None:
@@ -103,6 +119,9 @@ class FusedGradDropAdamW(Optimizer):
                 "optimizer parameters need to be organized in ordered collections, got a set: "
                 "their order names them in the masks"
             )
+        self.max_grad_norm, self.masked_norm = max_grad_norm, masked_norm
+        self.grad_norm: Tensor | None = None
+        clipping_of(max_grad_norm, masked_norm)  # checks them
         self._state_dtype = state_dtype
         self._backend = backend
         self._schedules: list[Schedule | None] = []
@@ -248,9 +267,13 @@ class FusedGradDropAdamW(Optimizer):
                     by_layer[layer] = by_layer.get(layer, True) and id(param) in dropped
         return sorted(layer for layer, whole in by_layer.items() if whole)
 
+    @property
+    def _has_schedules(self) -> bool:
+        return any(schedule is not None for schedule in self._schedules)
+
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
-        if any(schedule is not None for schedule in self._schedules):
+        if self._has_schedules:
             self._counters.sync(self.param_groups)
         for group, schedule in zip(self.param_groups, self._schedules, strict=True):
             if schedule is not None:
@@ -283,7 +306,8 @@ class FusedGradDropAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_capture()
+        check_capture(self.param_groups, self._has_schedules)
+        clipping = clipping_of(self.max_grad_norm, self.masked_norm)
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [local_grad(param) for param in params]
@@ -294,22 +318,9 @@ class FusedGradDropAdamW(Optimizer):
         keys = list(self._plan.executors)
         counters = self._counters.on(keys, self.param_groups)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        self._plan.step(grads, knobs, counters, grad_scale, found_inf)
+        self.grad_norm = self._plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
         self._counters.advance(keys, self.param_groups, found_inf)
         return loss
-
-    def _check_capture(self) -> None:
-        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
-            return
-        if not all(group["capturable"] for group in self.param_groups):
-            raise RuntimeError(
-                "expected capturable=True in every param group to capture step() in a CUDA graph"
-            )
-        if any(schedule is not None for schedule in self._schedules):
-            raise RuntimeError(
-                "expected a tensor as drop_prob to capture step() in a CUDA graph, got a schedule, "
-                "which only the host can follow: fill the tensor between replays"
-            )
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -370,7 +381,7 @@ class FusedGradDropAdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._counters.sync(self.param_groups)
-        own = {name: self.__dict__[name] for name in ("_state_dtype", "_backend", "_schedules")}
+        own = {name: self.__dict__[name] for name in _PICKLED}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

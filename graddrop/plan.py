@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .backends import Executor, make_executor, resolve
-from .sharding import local_tensor
+from .clipping import Clipping
+from .sharding import Total, local_tensor
 from .tables import Entry, Knobs
 
 Key = tuple[torch.device, str]  # where, and by which backend
@@ -53,6 +54,7 @@ class Plan:
             key: make_executor(key[1], [present[i] for i in members], knobs, key[0])
             for key, members in self._members.items()
         }
+        self._totals: dict[Key, Total] = {}  # made when a norm is first asked for
         self._structure = _structure(knobs)
         self._params = list(params)
         self._absent = [entry is None for entry in entries]
@@ -107,7 +109,8 @@ class Plan:
         counters: Mapping[Key, Tensor],
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
-    ) -> None:
+        clipping: Clipping | None = None,
+    ) -> Tensor | None:
         """Make the step.
 
         Args:
@@ -116,11 +119,34 @@ class Plan:
             counters: int64 [2] for each of :attr:`executors`, advanced by it.
             grad_scale: float32, one element, on any device: loss scale that the gradients carry.
             found_inf: float32, one element, on any device: unless 0, nothing changes.
+            clipping: bounds the norm of all gradients together; None: looks at no norm.
+
+        Returns:
+            The norm before clipping, 0-dim, on the first executor's device; None without clipping.
         """
         present = [grad for grad in grads if grad is not None]
         for key, executor in self.executors.items():
             executor.set_grads([present[position] for position in self._members[key]])
-            executor.step(knobs, counters[key], _on(grad_scale, key[0]), _on(found_inf, key[0]))
+            scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
+            executor.prepare(knobs, counters[key], *scaling)
+        norm = None if clipping is None else self._grad_norm(clipping.masked)
+        factor = None if clipping is None or norm is None else clipping.factor(norm)
+        for key, executor in self.executors.items():
+            executor.step(_on(factor, key[0]))
+        return norm
+
+    def _grad_norm(self, masked: bool) -> Tensor | None:
+        total = None
+        for key, executor in self.executors.items():
+            if key not in self._totals:
+                params = [
+                    p for p, absent in zip(self._params, self._absent, strict=True) if not absent
+                ]
+                members = [params[position] for position in self._members[key]]
+                self._totals[key] = Total(members, key[0])
+            part = self._totals[key](executor.grad_squares(masked))
+            total = part if total is None else total + part.to(total.device)
+        return None if total is None else total.sqrt()
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:

@@ -96,3 +96,31 @@ def adamw_step_(
     param.copy_(p_new)
     exp_avg.copy_(m_new)
     exp_avg_sq.copy_(v_new)
+
+
+def masked_squares(
+    grad: Tensor, keep: Tensor | None, *, site: str = "grad", mask_scale: float = 1.0
+) -> Tensor:
+    """Sum of squares of a gradient as it enters the moments, before any other factor.
+
+    The symbols are those of :func:`adamw_step_`: of ``k s g`` under ``site="grad"`` and
+    ``"freeze"``, of ``g`` under ``"update"``.
+
+    Args:
+        grad: any shape, floating dtype.
+        keep: bool, shape of ``grad``; None keeps everything.
+        site: where the mask acts, one of :data:`SITES`.
+        mask_scale: s, 1 or 1/q.
+
+    Returns:
+        float64, 0-dim.
+
+    Raises:
+        ValueError: unknown ``site``.
+    """
+    if site not in SITES:
+        raise ValueError(f"Invalid site: {site!r}: expected one of {SITES}")
+    g = grad.double()
+    if keep is not None and site != "update":
+        g = torch.where(keep, g * mask_scale, 0.0)
+    return g.square().sum()

@@ -1,4 +1,4 @@
-"""Where a (possibly distributed) parameter's local data lies in the whole parameter."""
+"""Where a (possibly distributed) parameter's local data lies in the whole; sums over all of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -68,3 +68,49 @@ def _offset(dtensor: Any) -> tuple[int, ...]:
     )[1]
     # an empty shard is placed past the end: nothing is read there
     return tuple(int(index) for index in offset)
+
+
+class Total:
+    """Sum of one number per parameter, over the shards of all processes.
+
+    Args:
+        params: the parameters, each a tensor or a DTensor that is sharded or replicated.
+        device: where the numbers will be.
+    """
+
+    def __init__(self, params: Sequence[Tensor], device: torch.device) -> None:
+        members: dict[Any, list[int]] = {}  # by placement, None: whole on each process
+        for index, param in enumerate(params):
+            place = None
+            if type(param) not in _PLAIN and _is_dtensor(param):
+                placed: Any = param
+                place = placed.device_mesh, placed.placements
+            members.setdefault(place, []).append(index)
+        # One placement, the usual case, needs no gathering.
+        self._parts = [
+            (place, None if len(members) == 1 else torch.tensor(found, device=device))
+            for place, found in members.items()
+        ]
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """The sum.
+
+        Args:
+            numbers: float [n_params], of the local data of each.
+
+        Returns:
+            0-dim, the same on all processes.
+        """
+        total = numbers.new_zeros(())
+        for place, found in self._parts:
+            local = (numbers if found is None else numbers[found]).sum()
+            total = total + (local if place is None else _over_shards(local, *place))
+        return total
+
+
+def _over_shards(local: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    pending = [Replicate() if place.is_replicate() else Partial() for place in placements]
+    whole: Tensor = DTensor.from_local(local, mesh, pending, run_check=False).full_tensor()
+    return whole

@@ -18,6 +18,7 @@ FLOORS = (
     ("graddrop.kernels",),  # device code, and the tables that it reads
     ("graddrop.mask",),  # the mask contract
     ("graddrop.reference", "graddrop.schedules", "graddrop.sharding", "graddrop.overlap"),
+    ("graddrop.clipping",),
     ("graddrop.tables",),  # parameters as rows of numbers
     ("graddrop.backends",),  # one executor for each backend
     ("graddrop.plan", "graddrop.checks"),  # executors, kept; arguments, checked

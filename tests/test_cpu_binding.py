@@ -38,7 +38,8 @@ def step():
     entry = testing.random_entry((200_000,), seed=0)
     knobs = [testing.make_knobs()]
     executor = make_executor("cpu", [entry], knobs, torch.device("cpu"))
-    executor.step(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor.prepare(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor.step(None)
     return entry.param
 expected = step()
 child = os.fork()
@@ -71,7 +72,8 @@ def test_the_step_brings_no_threads_of_its_own():
     before = len(list(threads.iterdir()))
     entries, knobs = [random_entry((200_000,), seed=0)], [make_knobs()]
     executor = backends.make_executor("cpu", entries, knobs, CPU)
-    executor.step(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor.prepare(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor.step(None)
     assert len(list(threads.iterdir())) == before
 
 

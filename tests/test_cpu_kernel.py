@@ -1,8 +1,7 @@
 """Laws of the C++ kernel: the reference's step on every instruction set, thread count and cut.
 
 Masks are compared bit for bit: under ``site="freeze"`` the first moment leaves zero exactly where
-an entry is kept. Numbers are compared as updates against the step in float64, and bit for bit
-wherever only the way of computing differs.
+kept. Numbers are compared with the step in float64; bit for bit where only the way differs.
 """
 
 import itertools
@@ -74,7 +73,8 @@ def step(entries, knobs, counters=(0, 0)):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64)
     executor = backends.make_executor("cpu", entries, knobs, torch.device("cpu"))
-    executor.step(knobs, counters, None, None)
+    executor.prepare(knobs, counters, None, None)
+    executor.step(None)
     return counters.tolist()
 
 

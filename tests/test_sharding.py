@@ -160,20 +160,23 @@ def check_fsdp_over_tensor_parallel(backend):
 
 
 def check_training(backend):
-    """A real backward: with the same batch everywhere, FSDP2 trains as one process does."""
+    """A real backward, clipped: with one batch everywhere, FSDP2 trains as one process does."""
     torch.manual_seed(0)
     models = [torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     for layer in models[0]:
         fully_shard(layer)
     fully_shard(models[0])
-    optimizers = [make_optimizer(model.named_parameters(), backend) for model in models]
+    optimizers = [
+        make_optimizer(model.named_parameters(), backend, max_grad_norm=0.1) for model in models
+    ]
     batch = torch.randn(7, 6)
     for _ in range(3):
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.zero_grad()
             model(batch).square().mean().backward()
             optimizer.step()
+        torch.testing.assert_close(*(optimizer.grad_norm for optimizer in optimizers))
     assert_shards_are(*optimizers, exact=False)
 
 

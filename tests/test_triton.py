@@ -41,7 +41,9 @@ def step(entries, knobs, counters=(0, 0), **scaling):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
     scaling = {"grad_scale": None, "found_inf": None} | scaling
-    _executor_of(entries, knobs).step(knobs, counters, **scaling)
+    executor = _executor_of(entries, knobs)
+    executor.prepare(knobs, counters, **scaling)
+    executor.step(None)
     return counters.tolist()
 
 
@@ -306,7 +308,8 @@ def test_moved_gradients_are_followed():
         fields = {name: getattr(entry, name) for name in entry.__slots__} | {"grad": grad}
         moved = type(entry)(**fields)
         before, exact = testing.values_of(moved), testing.exact_step(moved, knobs[0])
-        executor.step(knobs, counters, None, None)
+        executor.prepare(knobs, counters, None, None)
+        executor.step(None)
         assert testing.excess_error(before, moved, exact, knobs[0], TOLERANCE) <= 1
 
 

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,17 +73,30 @@ def load() -> Library:
             f"The CPU kernel {LIBRARY} is stale: its tables have {list(columns)} columns, expected "
             f"{expected}: {_HOW_TO_BUILD}"
         )
-    handle.graddrop_step.argtypes = [
+    tables: list[Any] = [
         ctypes.c_void_p,  # tensor table
         ctypes.c_int64,  # n_tensors
         ctypes.c_void_p,  # layout table
         ctypes.c_void_p,  # group table
         ctypes.c_void_p,  # counters
-        ctypes.c_double,  # grad_factor
-        *[ctypes.c_int] * 3,  # dtypes of param, grad, moments
+    ]
+    machine: list[Any] = [
         ctypes.c_int,  # isa
         ctypes.c_int,  # n_threads
         ctypes.c_void_p,  # GOMP_parallel
+    ]
+    handle.graddrop_step.argtypes = [
+        *tables,
+        ctypes.c_double,  # grad_factor
+        *[ctypes.c_int] * 3,  # dtypes of param, grad, moments
+        *machine,
+    ]
+    handle.graddrop_grad_squares.argtypes = [
+        *tables,
+        ctypes.c_int,  # masked
+        ctypes.c_int,  # dtype of grad
+        *machine,
+        ctypes.c_void_p,  # squares
     ]
     return Library(handle, _choose_isa(handle), _gomp_parallel())
 
@@ -160,18 +174,68 @@ def step_(
         )
     library = load()
     failed = library.handle.graddrop_step(
+        *_tables(tensor_table, layout_table, group_table, counters),
+        grad_factor,
+        _DTYPES[param_dtype],
+        _DTYPES[grad_dtype],
+        _DTYPES[moment_dtype],
+        *_machine(library),
+    )
+    if failed:
+        raise MemoryError("The CPU kernel could not allocate its list of tensors")
+
+
+def grad_squares(
+    tensor_table: Tensor,
+    layout_table: Tensor,
+    group_table: Tensor,
+    counters: Tensor,
+    *,
+    grad_dtype: torch.dtype,
+    masked: bool,
+) -> Tensor:
+    """Sums of squares of the gradients that the next step takes; the same bits on any threads.
+
+    Args:
+        tensor_table: as for :func:`step_`, as the three that follow.
+        layout_table: likewise.
+        group_table: likewise.
+        counters: likewise.
+        grad_dtype: dtype of every gradient in the table, one that :func:`supports` knows.
+        masked: sum what is kept, as it enters the moments, instead of all.
+
+    Returns:
+        float64 [n_tensors]. No loss scale is taken out.
+
+    Raises:
+        RuntimeError: see :func:`load`.
+        MemoryError: no memory for the call's own bookkeeping.
+    """
+    library = load()
+    squares = torch.empty(len(tensor_table), dtype=torch.float64)
+    failed = library.handle.graddrop_grad_squares(
+        *_tables(tensor_table, layout_table, group_table, counters),
+        masked,
+        _DTYPES[grad_dtype],
+        *_machine(library),
+        squares.data_ptr(),
+    )
+    if failed:
+        raise MemoryError("The CPU kernel could not allocate its list of tiles")
+    return squares
+
+
+def _tables(
+    tensor_table: Tensor, layout_table: Tensor, group_table: Tensor, counters: Tensor
+) -> tuple[int, ...]:
+    return (
         tensor_table.data_ptr(),
         tensor_table.shape[0],
         layout_table.data_ptr(),
         group_table.data_ptr(),
         counters.data_ptr(),
-        grad_factor,
-        _DTYPES[param_dtype],
-        _DTYPES[grad_dtype],
-        _DTYPES[moment_dtype],
-        library.isa,
-        1 if _forked else torch.get_num_threads(),
-        library.gomp_parallel,
     )
-    if failed:
-        raise MemoryError("The CPU kernel could not allocate its list of tensors")
+
+
+def _machine(library: Library) -> tuple[int, int, int | None]:
+    return library.isa, 1 if _forked else torch.get_num_threads(), library.gomp_parallel

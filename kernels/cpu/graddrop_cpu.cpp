@@ -1,8 +1,8 @@
-// One call that steps all tensors of one dtype signature: their tiles, shared among the threads.
+// Calls that serve all tensors of one dtype signature: their tiles, shared among the threads.
 //
 // A plain C interface without torch and without Python. The headers are one idea each: abi.h the
 // tables, philox.h the random bits, adamw.h the step, tensor.h one tensor's numbers, walk.h its
-// entries, isa.h the instruction sets.
+// entries, norm.h the gradients' squares, isa.h the instruction sets.
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +15,7 @@
 #include "abi.h"
 #include "adamw.h"
 #include "isa.h"
+#include "norm.h"
 #include "tensor.h"
 #include "walk.h"
 
@@ -32,11 +33,21 @@ struct Work {
     std::vector<Tensor> tensors;  // by first_tile, none without tiles
     int64_t n_tiles = 0;
     std::atomic<int64_t> next_tile{0};
+    // for sums of squares
+    SumBlock sum_block = nullptr;
+    std::vector<double> sums;  // by tile: added up in their order, whoever computed them
+
+    void add(Tensor t, int64_t index) {
+        t.index = index;
+        t.first_tile = n_tiles;
+        n_tiles += t.n_tiles;
+        if (t.n_tiles > 0) tensors.push_back(t);
+    }
 };
 
 // What each thread does: take chunks until none is left.
-void run(void* data) {
-    Work& work = *static_cast<Work*>(data);
+template <typename OnTile>
+void share(Work& work, const OnTile& on_tile) {
     for (;;) {
         int64_t tile = work.next_tile.fetch_add(TILES_PER_CHUNK, std::memory_order_relaxed);
         if (tile >= work.n_tiles) return;
@@ -46,17 +57,36 @@ void run(void* data) {
                              [](int64_t wanted, const Tensor& t) { return wanted < t.first_tile; });
         for (auto t = after - 1; tile < chunk_end; ++t) {
             const int64_t end = std::min(t->first_tile + t->n_tiles, chunk_end);
-            for (; tile < end; ++tile) {
-                if (t->layout)
-                    step_strided(*t, work.kernel, tile - t->first_tile);
-                else
-                    step_contiguous(*t, work.kernel, t->begin / TILE + tile - t->first_tile);
-            }
+            for (; tile < end; ++tile) on_tile(*t, tile - t->first_tile);
         }
     }
 }
 
-void run_on_own_threads(Work& work, int n_threads) {
+void step_tiles(void* data) {
+    Work& work = *static_cast<Work*>(data);
+    share(work, [&](const Tensor& t, int64_t tile) {
+        if (t.layout)
+            step_strided(t, work.kernel, tile);
+        else
+            step_contiguous(t, work.kernel, t.begin / TILE + tile);
+    });
+}
+
+void sum_tiles(void* data) {
+    Work& work = *static_cast<Work*>(data);
+    share(work, [&](const Tensor& t, int64_t tile) {
+        const uint32_t threshold = t.source == SOURCE_NONE ? 0 : t.scalars.drop_threshold;
+        work.sums[size_t(t.first_tile + tile)] =
+            t.layout ? sum_strided(t, work.kernel, work.sum_block, threshold, tile)
+                     : sum_contiguous(t, work.kernel, work.sum_block, threshold,
+                                      t.begin / TILE + tile);
+    });
+}
+
+using Run = void (*)(void* work);
+using GompParallel = void (*)(Run, void*, unsigned n_threads, unsigned flags);
+
+void run_on_own_threads(Run run, Work& work, int n_threads) {
     std::vector<std::thread> threads;
     try {
         while (int(threads.size()) < n_threads - 1) threads.emplace_back(run, &work);
@@ -66,7 +96,14 @@ void run_on_own_threads(Work& work, int n_threads) {
     for (std::thread& thread : threads) thread.join();
 }
 
-using GompParallel = void (*)(void (*)(void*), void*, unsigned n_threads, unsigned flags);
+void run_on_threads(Run run, Work& work, int n_threads, void* gomp_parallel) {
+    if (n_threads == 1 || work.n_tiles <= TILES_PER_CHUNK)
+        run(&work);
+    else if (gomp_parallel)
+        reinterpret_cast<GompParallel>(gomp_parallel)(run, &work, unsigned(n_threads), 0);
+    else
+        run_on_own_threads(run, work, n_threads);
+}
 
 }  // namespace
 }  // namespace graddrop
@@ -106,15 +143,55 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
     for (int64_t i = 0; i < n_tensors; ++i) {
         Tensor t = prepare(tensor_table + i * N_TENSOR_COLUMNS, layout_table, group_table, counters,
                            grad_factor, work.kernel);
-        t.first_tile = work.n_tiles;
-        work.n_tiles += t.n_tiles;
-        if (t.n_tiles > 0) work.tensors.push_back(t);
+        *t.finished += 1;
+        if (t.dropped && t.site == SITE_FREEZE) t.n_tiles = 0;
+        work.add(t, i);
     }
-    if (n_threads == 1 || work.n_tiles <= TILES_PER_CHUNK)
-        run(&work);
-    else if (gomp_parallel)
-        reinterpret_cast<GompParallel>(gomp_parallel)(run, &work, unsigned(n_threads), 0);
-    else
-        run_on_own_threads(work, n_threads);
+    run_on_threads(step_tiles, work, n_threads, gomp_parallel);
+    return 0;
+}
+
+// Sums of squares of the gradients that the next step will take; changes nothing else. The same
+// bits for any number of threads. Returns 0, or 1 if memory ran out.
+EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddrop_step, with what
+                                 int64_t n_tensors,            // follows up to counters
+                                 const int64_t* layout_table,  //
+                                 const double* group_table,    //
+                                 const int64_t* counters,      //
+                                 int masked,          // sum those kept, as they enter the moments
+                                 int grad_dtype,      // enum Dtype
+                                 int isa,             // enum Isa
+                                 int n_threads,       // >= 1
+                                 void* gomp_parallel,  // as for graddrop_step
+                                 double* squares       // [n_tensors], out
+) {
+    using namespace graddrop;
+    Work work;
+    work.kernel = kernel_of(Isa(isa), FLOAT32, Dtype(grad_dtype), FLOAT32);
+    work.sum_block = sum_block_of(Isa(isa), Dtype(grad_dtype));
+    try {
+        work.tensors.reserve(size_t(n_tensors));
+        for (int64_t i = 0; i < n_tensors; ++i) {
+            Tensor t = prepare(tensor_table + i * N_TENSOR_COLUMNS, layout_table, group_table,
+                               counters, 1.0, work.kernel);
+            const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
+            if (!masked || !on_grad)
+                t.source = SOURCE_NONE;
+            else if (t.dropped)
+                t.n_tiles = 0;
+            work.add(t, i);
+        }
+        work.sums.resize(size_t(work.n_tiles));
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    run_on_threads(sum_tiles, work, n_threads, gomp_parallel);
+    std::fill(squares, squares + n_tensors, 0.0);
+    for (const Tensor& t : work.tensors) {
+        double sum = 0;
+        for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum += work.sums[t.first_tile + tile];
+        const double factor = masked ? t.scalars.grad_factor : 1.0;
+        squares[t.index] = sum * factor * factor;
+    }
     return 0;
 }

@@ -12,13 +12,17 @@
 namespace graddrop {
 
 struct Tensor {
+    int64_t index;  // its row of the tensor table
     uintptr_t param, grad, exp_avg, exp_avg_sq;  // origins: never dereferenced before an offset
     int64_t begin, end;
     const int64_t* layout;  // row of the layout table, nullptr: contiguous
     int64_t row_size;
     int64_t first_tile;  // counted over all tensors of the call
     int64_t n_tiles;     // of the whole parameter that [begin, end) touches; of entries if strided
+    float* finished;     // its step counter
     Source source;       // of what is still to be drawn
+    bool dropped;        // as a whole
+    Site site;
     StepBlock step_block;
     Stream stream;
     Scalars scalars;
@@ -31,13 +35,12 @@ inline uint32_t round_threshold(double drop_prob) {
     return integer + (rest > 0.5 || (rest == 0.5 && integer % 2 == 1));
 }
 
-// Derives a tensor's numbers from its row and group; its step counter advances.
+// Derives the numbers of a tensor's next step from its row and group. Changes nothing.
 inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const double* group_table,
                       const int64_t* counters, double grad_factor, const Kernel& kernel) {
     const double* group = group_table + row[GROUP] * N_GROUP_COLUMNS;
     const double lr = group[LR], beta1 = group[BETA1], beta2 = group[BETA2];
     const int64_t period = int64_t(group[PERIOD]);
-    const Site site = Site(row[MODE] % N_SITES);
 
     Tensor t;
     t.param = uintptr_t(row[PARAM]);
@@ -49,6 +52,7 @@ inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const dou
     t.layout = row[LAYOUT] < 0 ? nullptr : layout_table + row[LAYOUT] * N_LAYOUT_COLUMNS;
     t.row_size = row[ROW_SIZE];
     t.source = Source(row[MODE] / N_SITES);
+    t.site = Site(row[MODE] % N_SITES);
     t.stream = {uint32_t(group[SEED_LOW]), uint32_t(group[SEED_HIGH]), uint32_t(row[STREAM]),
                 uint32_t(period ? counters[STEPS_FINISHED] / period : counters[MASKS_BEGUN])};
 
@@ -56,11 +60,10 @@ inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const dou
     const uint32_t drop_threshold = round_threshold(group[DROP_PROB]);
     const bool scales = t.source != SOURCE_NONE && group[RESCALE] != 0;
     const double mask_scale = scales ? 65536.0 / (65536.0 - drop_threshold) : 1.0;
-    const bool on_update = site == SITE_UPDATE || site == SITE_UPDATE_DECAY_ALL;
+    const bool on_update = t.site == SITE_UPDATE || t.site == SITE_UPDATE_DECAY_ALL;
 
-    float* finished = reinterpret_cast<float*>(row[STEP]);
-    const double step = *finished + 1.0;
-    *finished = float(step);
+    t.finished = reinterpret_cast<float*>(row[STEP]);
+    const double step = *t.finished + 1.0;
     const double bias_correction1 = 1 - std::pow(beta1, step);
     const double bias_correction2 = 1 - std::pow(beta2, step);
     t.scalars.grad_factor = float(group[GRAD_SIGN] * grad_factor * (on_update ? 1 : mask_scale));
@@ -77,12 +80,11 @@ inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const dou
     const bool masked = t.source != SOURCE_NONE;
     const bool decided =
         t.source == SOURCE_TENSOR || drop_threshold == 0 || drop_threshold == 65536;
-    const bool dropped = t.source == SOURCE_TENSOR
-                             ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
-                             : masked && drop_threshold == 65536;
-    t.step_block = masked && (dropped || !decided) ? kernel.masked[site] : kernel.plain;
+    t.dropped = t.source == SOURCE_TENSOR ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
+                                          : masked && drop_threshold == 65536;
+    t.step_block = masked && (t.dropped || !decided) ? kernel.masked[t.site] : kernel.plain;
     if (decided) t.source = SOURCE_NONE;  // and bits of 0 are below the threshold if dropped
-    if (t.begin == t.end || (dropped && site == SITE_FREEZE))
+    if (t.begin == t.end)
         t.n_tiles = 0;
     else if (t.layout)
         t.n_tiles = (t.end - t.begin - 1) / TILE + 1;

@@ -71,8 +71,11 @@ inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element,
     std::memcpy(exp_avg_sq, copy.exp_avg_sq, n * kernel.moment_size);
 }
 
-// The part of one tile of the whole parameter that lies in [t.begin, t.end).
-inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile) {
+// The part of one tile of the whole parameter that lies in [t.begin, t.end), block by block:
+// visit(first element of the block, entries of it in the range, their bits, which half of them).
+template <typename Visit>
+INLINE void visit_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile,
+                             const Visit& visit) {
     alignas(64) uint32_t words[TILE / 2] = {};
     Drawer drawer(t.stream);
     for (int start = 0; start < TILE; start += BLOCK) {
@@ -88,14 +91,21 @@ inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile)
             fill_rows(t, element, range, drawer, bits);
             shift = 0;
         }
-        if (range.to - range.from == BLOCK)
-            t.step_block(at(t.param, element, kernel.param_size),
-                         at(t.grad, element, kernel.grad_size),
-                         at(t.exp_avg, element, kernel.moment_size),
-                         at(t.exp_avg_sq, element, kernel.moment_size), bits, shift, t.scalars);
-        else
-            step_in_copy(t, kernel, element, range, bits, shift);
+        visit(element, range, bits, shift);
     }
+}
+
+inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile) {
+    visit_contiguous(
+        t, kernel, tile, [&](int64_t element, Range range, const uint32_t* bits, int shift) {
+            if (range.to - range.from == BLOCK)
+                t.step_block(at(t.param, element, kernel.param_size),
+                             at(t.grad, element, kernel.grad_size),
+                             at(t.exp_avg, element, kernel.moment_size),
+                             at(t.exp_avg_sq, element, kernel.moment_size), bits, shift, t.scalars);
+            else
+                step_in_copy(t, kernel, element, range, bits, shift);
+        });
 }
 
 INLINE void copy_entry(void* to, const void* from, int size) {
@@ -141,6 +151,12 @@ class Walk {
     int64_t index_[MAX_DIMS];
 };
 
+INLINE uint32_t draw_entry(const Tensor& t, Drawer& drawer, int64_t element) {
+    if (t.source == SOURCE_ELEMENT) return drawer.u16(element);
+    if (t.source == SOURCE_ROW) return drawer.u16(element / t.row_size);
+    return 0;
+}
+
 // Local entries from TILE * tile on, in walking order.
 inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
     const int64_t end = std::min((tile + 1) * TILE, t.end - t.begin);
@@ -160,8 +176,7 @@ inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
                        kernel.grad_size);
             copy_entry(copy.exp_avg + i * kernel.moment_size, exp_avg[i], kernel.moment_size);
             copy_entry(copy.exp_avg_sq + i * kernel.moment_size, exp_avg_sq[i], kernel.moment_size);
-            if (t.source == SOURCE_ELEMENT) bits[i] = drawer.u16(entry.element);
-            if (t.source == SOURCE_ROW) bits[i] = drawer.u16(entry.element / t.row_size);
+            bits[i] = draw_entry(t, drawer, entry.element);
         }
         t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, bits, 0, t.scalars);
         for (int i = 0; i < n; ++i) {

@@ -1,13 +1,18 @@
 """Launches of the Triton step: tables kept on the device, uploaded again only where they moved."""
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import abi
-from .prepare import FLOATS, INTS, prepare
-from .step import BLOCK, TILES, dense_step, strided_step
+from .norm import dense_squares, strided_squares, sum_chunks
+from .prepare import FLOATS, GRAD_FACTOR, INTS, prepare
+from .step import dense_step, strided_step
+from .walk import BLOCK, TILES
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PREPARE_BLOCK = 512  # tensors per turn
@@ -24,11 +29,35 @@ def interpreted() -> bool:
     return not isinstance(dense_step, triton.runtime.JITFunction)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """The tensors that one launch serves: those of one dtype signature and layout class.
+
+    Attributes:
+        dtypes: of param, grad and moments.
+        strided: entries are located one by one.
+        aligned: every origin is a multiple of 16 bytes; not looked at if ``strided``.
+        chunks: int32 [n_chunks, 2] on the device: row of the tensor table, chunk within the tensor.
+        modes: bit m is set iff a tensor has mode m.
+        rows: of the tensor table, in the order of the chunks.
+        n_chunks: chunks per tensor, int64 [len(rows)].
+    """
+
+    dtypes: Dtypes
+    strided: bool
+    aligned: bool
+    chunks: Tensor
+    modes: int
+    rows: Tensor
+    n_chunks: Tensor
+
+
 class TritonStep:
     """The step of a fixed set of tensors on one device.
 
-    One launch of a few threads advances the counters, then one launch per (dtypes, layout class)
-    moves all tensors. There is no host synchronisation, and everything that changes from step to
+    :meth:`prepare`, one launch of a few threads, advances the counters; then :meth:`step`, one
+    launch per (dtypes, layout class), moves all tensors. Between them :meth:`grad_squares` may look
+    at the gradients. There is no host synchronisation, and everything that changes from step to
     step is read from device memory, so a CUDA graph can capture the launches.
     """
 
@@ -54,6 +83,7 @@ class TritonStep:
         self._ints = torch.empty((n_tensors, INTS.value), dtype=torch.int32, device=device)
         self._aligned = self._alignment()
         self._launches = self._plan_launches()
+        self._sums: tuple[Tensor, Tensor] | None = None  # made when it is first needed
         self._upload(self._tensor_table, tensor_table)
 
     def move_grads(self, distances: Tensor) -> None:
@@ -63,91 +93,165 @@ class TritonStep:
         if not torch.equal(aligned, self._aligned):
             self._aligned = aligned
             self._launches = self._plan_launches()
+            self._sums = None
         self._upload(self._tensor_table, self._host_table)
 
     def set_groups(self, rows: list[list[float]]) -> None:
         """Take over the groups' new numbers."""
         self._upload(self.group_table, torch.tensor(rows, dtype=torch.float64))
 
-    def step(self, counters: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Launch the step.
+    def prepare(
+        self, counters: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Launch what comes before the step: counters advance, scalars are derived.
 
         Args:
-            counters: int64 [2] on the device, advanced by the step.
+            counters: int64 [2] on the device, advanced.
             grad_scale: float32, 1 element on the device: loss scale that the gradients carry.
             found_inf: float32, 1 element on the device: unless 0, nothing changes.
         """
-        if self._device.type == "cuda" and torch.cuda.current_device() != self._device.index:
-            with torch.cuda.device(self._device):
-                return self.step(counters, grad_scale, found_inf)
-        prepare[(1,)](
-            self._tensor_table,
-            self.group_table,
-            counters,
-            self._floats,
-            self._ints,
-            grad_scale,
-            found_inf,
-            len(self._tensor_table),
-            BLOCK=PREPARE_BLOCK,
-            **self._options(vector=4),
-        )
-        for (dtypes, strided, aligned), (chunks, modes) in self._launches.items():
-            param_dtype, grad_dtype, moment_dtype = (DTYPES[dtype] for dtype in dtypes)
-            if strided:
-                strided_step[(len(chunks),)](
-                    chunks,
-                    self._tensor_table,
-                    self._layout_table,
-                    self._floats,
-                    self._ints,
-                    PARAM_DTYPE=param_dtype,
-                    GRAD_DTYPE=grad_dtype,
-                    MOMENT_DTYPE=moment_dtype,
-                    MODES=modes,
-                    **self._options(vector=4),
-                )
-            else:
-                vector = vector_width(dtypes, modes)
-                dense_step[(len(chunks),)](
-                    chunks,
-                    self._tensor_table,
-                    self._floats,
-                    self._ints,
-                    PARAM_DTYPE=param_dtype,
-                    GRAD_DTYPE=grad_dtype,
-                    MOMENT_DTYPE=moment_dtype,
-                    MODES=modes,
-                    ALIGNED=aligned,
-                    VECTOR=vector,
-                    **self._options(vector),
-                )
+        with self._on_device():
+            prepare[(1,)](
+                self._tensor_table,
+                self.group_table,
+                counters,
+                self._floats,
+                self._ints,
+                grad_scale,
+                found_inf,
+                len(self._tensor_table),
+                BLOCK=PREPARE_BLOCK,
+                **self._options(vector=4),
+            )
+
+    def grad_squares(self, masked: bool, grad_scale: Tensor | None) -> Tensor:
+        """Launch the sums of squares of the gradients of the step that is prepared.
+
+        Args:
+            masked: of what is kept, as it enters the moments, instead of all.
+            grad_scale: as for :meth:`prepare`; the sums are free of it.
+
+        Returns:
+            float32 [n_tensors] on the device.
+        """
+        if self._sums is None:
+            self._sums = self._plan_sums()
+        spans, partials = self._sums
+        squares = torch.empty(len(self._tensor_table), dtype=torch.float32, device=self._device)
+        first = 0
+        with self._on_device():
+            for launch in self._launches:
+                grad_dtype = DTYPES[launch.dtypes[1]]
+                n_chunks = len(launch.chunks)
+                part = partials[first : first + n_chunks]
+                first += n_chunks
+                if launch.strided:
+                    strided_squares[(n_chunks,)](
+                        launch.chunks,
+                        self._tensor_table,
+                        self._layout_table,
+                        self._ints,
+                        part,
+                        GRAD_DTYPE=grad_dtype,
+                        MASKED=masked,
+                        MODES=launch.modes,
+                        **self._options(vector=4),
+                    )
+                else:
+                    vector = 16 // launch.dtypes[1].itemsize  # 128 bits
+                    dense_squares[(n_chunks,)](
+                        launch.chunks,
+                        self._tensor_table,
+                        self._ints,
+                        part,
+                        GRAD_DTYPE=grad_dtype,
+                        MASKED=masked,
+                        MODES=launch.modes,
+                        ALIGNED=launch.aligned,
+                        VECTOR=vector,
+                        **self._options(vector),
+                    )
+            sum_chunks[(len(squares),)](
+                spans,
+                partials,
+                self._floats,
+                grad_scale,
+                squares,
+                MASKED=masked,
+                **self._options(vector=4),
+            )
+        return squares
+
+    def step(self, clip_factor: Tensor | None = None) -> None:
+        """Launch the step that is prepared.
+
+        Args:
+            clip_factor: float32, 1 element on the device, multiplies every gradient.
+        """
+        if clip_factor is not None:
+            self._floats[:, GRAD_FACTOR.value].mul_(clip_factor)
+        with self._on_device():
+            for launch in self._launches:
+                param_dtype, grad_dtype, moment_dtype = (DTYPES[d] for d in launch.dtypes)
+                if launch.strided:
+                    strided_step[(len(launch.chunks),)](
+                        launch.chunks,
+                        self._tensor_table,
+                        self._layout_table,
+                        self._floats,
+                        self._ints,
+                        PARAM_DTYPE=param_dtype,
+                        GRAD_DTYPE=grad_dtype,
+                        MOMENT_DTYPE=moment_dtype,
+                        MODES=launch.modes,
+                        **self._options(vector=4),
+                    )
+                else:
+                    vector = vector_width(launch.dtypes, launch.modes)
+                    dense_step[(len(launch.chunks),)](
+                        launch.chunks,
+                        self._tensor_table,
+                        self._floats,
+                        self._ints,
+                        PARAM_DTYPE=param_dtype,
+                        GRAD_DTYPE=grad_dtype,
+                        MOMENT_DTYPE=moment_dtype,
+                        MODES=launch.modes,
+                        ALIGNED=launch.aligned,
+                        VECTOR=vector,
+                        **self._options(vector),
+                    )
 
     @property
     def n_launches(self) -> int:
-        """Kernel launches per step."""
+        """Kernel launches per step, without clipping."""
         return 1 + len(self._launches)
 
     def _options(self, vector: int) -> dict[str, int | bool]:
         return launch_options(vector, "hip" if torch.version.hip else "cuda")
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device, which may be another one."""
+        if self._device.type == "cuda" and torch.cuda.current_device() != self._device.index:
+            return torch.cuda.device(self._device)
+        return nullcontext()
 
     def _alignment(self) -> Tensor:
         """bool [n_tensors]: every origin is a multiple of 16 bytes, as 128-bit loads want it."""
         origins = self._host_table[:, [abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ]]
         return (origins % 16 == 0).all(dim=1)
 
-    def _plan_launches(self) -> dict[tuple[Dtypes, bool, bool], tuple[Tensor, int]]:
-        """(dtypes, strided, aligned) -> chunk list on the device, bit set of modes."""
-        rows: dict[tuple[Dtypes, bool, bool], list[int]] = {}
+    def _plan_launches(self) -> list[Launch]:
+        members: dict[tuple[Dtypes, bool, bool], list[int]] = {}
         strided = (self._host_table[:, abi.LAYOUT] >= 0).tolist()
         for row, key in enumerate(zip(self._dtypes, strided, self._aligned.tolist(), strict=True)):
             # strided kernels load entry by entry, whatever the alignment
-            rows.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
-        launches = {}
-        for key, members in rows.items():
-            tensors = torch.tensor(members)
-            table = self._host_table[tensors]
-            if key[1]:
+            members.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
+        launches = []
+        for (dtypes, is_strided, aligned), found in members.items():
+            rows = torch.tensor(found)
+            table = self._host_table[rows]
+            if is_strided:
                 n_chunks = (table[:, abi.END] - table[:, abi.BEGIN] + BLOCK - 1) // BLOCK
             else:
                 first, last = table[:, abi.BEGIN] // abi.TILE, (table[:, abi.END] - 1) // abi.TILE
@@ -155,13 +259,24 @@ class TritonStep:
                 n_chunks[table[:, abi.END] == table[:, abi.BEGIN]] = 0
             total = int(n_chunks.sum())
             if total:
-                within = torch.arange(total) - (n_chunks.cumsum(0) - n_chunks).repeat_interleave(
-                    n_chunks
-                )
-                chunks = torch.stack((tensors.repeat_interleave(n_chunks), within), dim=1)
+                before = (n_chunks.cumsum(0) - n_chunks).repeat_interleave(n_chunks)
+                within = torch.arange(total) - before
+                chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
+                chunks = chunks.to(torch.int32).to(self._device)
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
-                launches[key] = (chunks.to(torch.int32).to(self._device), modes)
+                launches.append(Launch(dtypes, is_strided, aligned, chunks, modes, rows, n_chunks))
         return launches
+
+    def _plan_sums(self) -> tuple[Tensor, Tensor]:
+        """On the device: spans of the tensors' partial sums, see `sum_chunks`; room for them."""
+        spans = torch.zeros((len(self._tensor_table), 2), dtype=torch.int64)
+        total = 0
+        for launch in self._launches:
+            spans[launch.rows, 0] = total + launch.n_chunks.cumsum(0) - launch.n_chunks
+            spans[launch.rows, 1] = launch.n_chunks
+            total += len(launch.chunks)
+        partials = torch.empty(total, dtype=torch.float32, device=self._device)
+        return spans.to(torch.int32).to(self._device), partials
 
     def _upload(self, target: Tensor, source: Tensor) -> None:
         if target.device.type != "cuda":

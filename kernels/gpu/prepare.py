@@ -22,6 +22,7 @@ _N_SITES = tl.constexpr(abi.N_SITES)
 
 # Out: fp32 [n_tensors, FLOATS], in the order of step._load_scalars, and int32 [n_tensors, INTS]:
 FLOATS, INTS = tl.constexpr(8), tl.constexpr(8)
+GRAD_FACTOR = tl.constexpr(0)  # of the floats: what multiplies every gradient
 ACTIVE = tl.constexpr(0)  # 0: skipped, or frozen as a whole; nothing of the tensor changes
 KEEP = tl.constexpr(1)  # SOURCE_TENSOR: the decision
 THRESHOLD = tl.constexpr(2)  # [0, 65536]
@@ -100,7 +101,7 @@ def prepare(
         grad_factor = tl.load(group + _GRAD_SIGN) * tl.where(on_grad, scale, 1.0) * inv_loss_scale
         step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
         out = floats + tensor * FLOATS
-        tl.store(out + 0, grad_factor.to(tl.float32), mask=valid)
+        tl.store(out + GRAD_FACTOR, grad_factor.to(tl.float32), mask=valid)
         tl.store(out + 1, (1.0 - beta1).to(tl.float32), mask=valid)
         tl.store(out + 2, beta2.to(tl.float32), mask=valid)
         tl.store(out + 3, (1.0 - beta2).to(tl.float32), mask=valid)

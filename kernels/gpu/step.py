@@ -7,30 +7,19 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .philox import interleave4, u16_of_element, words_of_tile
-from .prepare import ACTIVE, DRAW, FLOATS, INTS, KEEP, KEY_HIGH, KEY_LOW, THRESHOLD
-
-TILES = 16  # tiles of 1024 elements per chunk: what one program of dense_step walks
-BLOCK = 512  # entries per program of strided_step
+from .philox import words_of_tile
+from .prepare import ACTIVE, FLOATS, INTS
+from .walk import TILES, chunk_tiles, keep_elements, keep_half_tile, load_key, locate
 
 # kernels see globals only as constexpr
 _TILES, _TILE, _HALF = tl.constexpr(TILES), tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
-_BLOCK = tl.constexpr(BLOCK)
 _PARAM, _GRAD = tl.constexpr(abi.PARAM), tl.constexpr(abi.GRAD)
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(abi.EXP_AVG), tl.constexpr(abi.EXP_AVG_SQ)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
-_STREAM = tl.constexpr(abi.STREAM)
-_ROW_SIZE, _MODE = tl.constexpr(abi.ROW_SIZE), tl.constexpr(abi.MODE)
-_LAYOUT = tl.constexpr(abi.LAYOUT)
+_MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
 _N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
-_N_DIMS, _SIZES = tl.constexpr(abi.N_DIMS), tl.constexpr(abi.SIZES)
-_PARAM_STRIDES = tl.constexpr(abi.PARAM_STRIDES)
-_GRAD_STRIDES = tl.constexpr(abi.GRAD_STRIDES)
-_MOMENT_STRIDES = tl.constexpr(abi.MOMENT_STRIDES)
-_ELEMENT_STRIDES = tl.constexpr(abi.ELEMENT_STRIDES)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
-_SOURCE_ROW, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_ROW), tl.constexpr(abi.SOURCE_TENSOR)
 _SITE_GRAD, _SITE_UPDATE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_UPDATE)
 _SITE_UPDATE_DECAY_ALL = tl.constexpr(abi.SITE_UPDATE_DECAY_ALL)
 _SITE_FREEZE = tl.constexpr(abi.SITE_FREEZE)
@@ -128,31 +117,6 @@ def _load_scalars(floats):
 
 
 @triton.jit
-def _load_key(row, ints):
-    """(threshold, stream, draw, seed) of the tensor: three uint32 and one uint64 scalar."""
-    low = tl.load(ints + KEY_LOW).to(tl.uint32, bitcast=True).to(tl.uint64)
-    high = tl.load(ints + KEY_HIGH).to(tl.uint32, bitcast=True).to(tl.uint64)
-    return (
-        tl.load(ints + THRESHOLD).to(tl.uint32),
-        tl.load(row + _STREAM).to(tl.uint32),
-        tl.load(ints + DRAW).to(tl.uint32, bitcast=True),
-        (high << 32) | low,
-    )
-
-
-@triton.jit
-def _keep_rows(start, row_size, key):
-    """Keep of the 512 elements from `start` on: rows are multiples of 4, a quad shares its row."""
-    threshold, stream, draw, seed = key
-    start = start.to(tl.uint64)
-    # Only the way from the row of `start` is divided element by element, hence in 32 bits.
-    inside = (start % row_size).to(tl.uint32) + tl.arange(0, _HALF // 4).to(tl.uint32) * 4
-    rows = start // row_size + (inside // row_size.to(tl.uint32)).to(tl.uint64)
-    bits = u16_of_element(rows, stream, draw, seed)
-    return interleave4(bits, bits, bits, bits) >= threshold
-
-
-@triton.jit
 def _dense_chunk(
     row,  # int64*: the tensor's row of the tensor table
     floats,  # fp32*: its scalars
@@ -178,13 +142,12 @@ def _dense_chunk(
         exp_avg, exp_avg_sq = tl.multiple_of(exp_avg, 16), tl.multiple_of(exp_avg_sq, 16)
     begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
     scalars = _load_scalars(floats)
-    key = _load_key(row, ints)
-    threshold, stream, draw, seed = key
-    row_size = tl.load(row + _ROW_SIZE).to(tl.uint64)
-    decision = tl.load(ints + KEEP) != 0
+    key = load_key(row, ints)
+    threshold, stream, draw, seed, row_size, decision = key
 
     for i in range(n_tiles):
         tile = first_tile + i
+        words = None
         if SOURCE == _SOURCE_ELEMENT:
             words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR)
         for half in tl.static_range(2):
@@ -193,12 +156,7 @@ def _dense_chunk(
             in_bounds = None
             if not FULL:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
-            if SOURCE == _SOURCE_ELEMENT:
-                keep = ((words >> (16 * half)) & 0xFFFF) >= threshold
-            elif SOURCE == _SOURCE_ROW:
-                keep = _keep_rows(start, row_size, key)
-            else:
-                keep = decision
+            keep = keep_half_tile(start, words, key, half, SOURCE)
             _step_block(
                 param + start + offset,
                 grad + start + offset,
@@ -233,10 +191,7 @@ def dense_step(
     ints = ints + tensor * INTS
     if tl.load(ints + ACTIVE) != 0:
         mode = tl.load(row + _MODE)
-        begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
-        first_tile = begin // _TILE + tl.load(chunk + 1).to(tl.int64) * _TILES
-        full = (first_tile * _TILE >= begin) & ((first_tile + _TILES) * _TILE <= end)
-        n_tiles = tl.minimum((end - 1) // _TILE + 1 - first_tile, _TILES).to(tl.int32)
+        first_tile, n_tiles, full = chunk_tiles(row, tl.load(chunk + 1))
         for source in tl.static_range(_N_SOURCES):
             for site in tl.static_range(_N_SITES):
                 if (_ONE << (_N_SITES * source + site)) & MODES:
@@ -297,42 +252,18 @@ def strided_step(
     if tl.load(ints + ACTIVE) != 0:
         mode = tl.load(row + _MODE)
         layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
-        entry = tl.load(chunk + 1).to(tl.int64) * _BLOCK + tl.arange(0, _BLOCK)
-        in_bounds = entry < tl.load(row + _END) - tl.load(row + _BEGIN)
-        rest = entry.to(tl.uint64)
-        at_param = tl.zeros_like(entry)
-        at_grad = tl.zeros_like(entry)
-        at_moment = tl.zeros_like(entry)
-        element = tl.zeros_like(entry) + tl.load(row + _BEGIN)
-        n_dims = tl.load(layout + _N_DIMS).to(tl.int32)
-        for i in range(n_dims):
-            dim = layout + (n_dims - 1 - i)
-            size = tl.load(dim + _SIZES).to(tl.uint64)
-            index = (rest % size).to(tl.int64)
-            rest = rest // size
-            at_param += index * tl.load(dim + _PARAM_STRIDES)
-            at_grad += index * tl.load(dim + _GRAD_STRIDES)
-            at_moment += index * tl.load(dim + _MOMENT_STRIDES)
-            element += index * tl.load(dim + _ELEMENT_STRIDES)
+        in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, tl.load(chunk + 1))
         param = tl.load(row + _PARAM).to(tl.pointer_type(PARAM_DTYPE)) + at_param
         grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE)) + at_grad
         exp_avg = tl.load(row + _EXP_AVG).to(tl.pointer_type(MOMENT_DTYPE)) + at_moment
         exp_avg_sq = tl.load(row + _EXP_AVG_SQ).to(tl.pointer_type(MOMENT_DTYPE)) + at_moment
         scalars = _load_scalars(floats)
-        threshold, stream, draw, seed = _load_key(row, ints)
-        row_size = tl.load(row + _ROW_SIZE).to(tl.uint64)
-        decision = tl.load(ints + KEEP) != 0
+        key = load_key(row, ints)
         for source in tl.static_range(_N_SOURCES):
             for site in tl.static_range(_N_SITES):
                 if (_ONE << (_N_SITES * source + site)) & MODES:
                     if mode == _N_SITES * source + site:
-                        keep = decision
-                        if source == _SOURCE_ELEMENT:
-                            bits = u16_of_element(element.to(tl.uint64), stream, draw, seed)
-                            keep = bits >= threshold
-                        if source == _SOURCE_ROW:
-                            rows = element.to(tl.uint64) // row_size
-                            keep = u16_of_element(rows, stream, draw, seed) >= threshold
+                        keep = keep_elements(element, key, source)
                         _step_block(
                             param,
                             grad,

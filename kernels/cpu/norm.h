@@ -1,0 +1,102 @@
+// Sums of squares of gradients, of all or of those that the masks keep.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "adamw.h"
+#include "isa.h"
+#include "philox.h"
+#include "tensor.h"
+#include "walk.h"
+
+namespace graddrop {
+
+// A sum has this many parts, which a vector holds; they meet when the block is done.
+constexpr int LANES = 16;
+
+using SumBlock = double (*)(const void* grad,      // [BLOCK]
+                            const uint32_t* bits,  // [BLOCK], as for StepBlock
+                            int shift,             // 0 or 16
+                            uint32_t drop_threshold);
+
+template <typename G>
+INLINE double sum_squares(const G* __restrict grad, const uint32_t* __restrict bits, int shift,
+                          uint32_t drop_threshold) {
+    float sums[LANES] = {};
+    for (int line = 0; line < BLOCK; line += LANES)
+        for (int lane = 0; lane < LANES; ++lane) {
+            const bool keep = (bits[line + lane] >> shift & 0xFFFF) >= drop_threshold;
+            const float g = keep ? to_float(grad[line + lane]) : 0.0f;
+            sums[lane] += g * g;
+        }
+    double sum = 0;
+    for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
+    return sum;
+}
+
+#define DEFINE_SUM_BLOCK(NAME, TARGET)                                                       \
+    template <typename G>                                                                    \
+    TARGET double NAME(const void* grad, const uint32_t* bits, int shift, uint32_t threshold) { \
+        return sum_squares(static_cast<const G*>(grad), bits, shift, threshold);             \
+    }
+DEFINE_SUM_BLOCK(sum_block_baseline, )
+#if defined(__x86_64__)
+DEFINE_SUM_BLOCK(sum_block_avx2, TARGET_AVX2)
+DEFINE_SUM_BLOCK(sum_block_avx512, TARGET_AVX512)
+#endif
+
+inline SumBlock sum_block_of(Isa isa, Dtype grad) {
+#if defined(__x86_64__)
+    if (isa == AVX512)
+        return grad == FLOAT32 ? sum_block_avx512<float> : sum_block_avx512<bfloat16>;
+    if (isa == AVX2) return grad == FLOAT32 ? sum_block_avx2<float> : sum_block_avx2<bfloat16>;
+#endif
+    (void)isa;
+    return grad == FLOAT32 ? sum_block_baseline<float> : sum_block_baseline<bfloat16>;
+}
+
+// The part of one tile that lies in the tensor; threshold 0 keeps all.
+inline double sum_contiguous(const Tensor& t, const Kernel& kernel, SumBlock sum_block,
+                             uint32_t drop_threshold, int64_t tile) {
+    double sum = 0;
+    visit_contiguous(
+        t, kernel, tile, [&](int64_t element, Range range, const uint32_t* bits, int shift) {
+            const void* grad = at(t.grad, element, kernel.grad_size);
+            alignas(64) unsigned char copy[4 * BLOCK] = {};
+            if (range.to - range.from < BLOCK) {
+                const int offset = range.from * kernel.grad_size;
+                std::memcpy(copy + offset, at(t.grad, element + range.from, kernel.grad_size),
+                            (range.to - range.from) * kernel.grad_size);
+                grad = copy;
+            }
+            sum += sum_block(grad, bits, shift, drop_threshold);
+        });
+    return sum;
+}
+
+// Local entries from TILE * tile on, in walking order.
+inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_block,
+                          uint32_t drop_threshold, int64_t tile) {
+    const int64_t end = std::min((tile + 1) * TILE, t.end - t.begin);
+    Walk entry(t, tile * TILE);
+    Drawer drawer(t.stream);
+    alignas(64) uint32_t bits[BLOCK] = {};
+    double sum = 0;
+    for (int64_t first = tile * TILE; first < end; first += BLOCK) {
+        alignas(64) unsigned char copy[4 * BLOCK] = {};
+        const int n = int(std::min<int64_t>(end - first, BLOCK));
+        for (int i = 0; i < n; ++i, entry.next()) {
+            copy_entry(copy + i * kernel.grad_size, at(t.grad, entry.grad, kernel.grad_size),
+                       kernel.grad_size);
+            bits[i] = draw_entry(t, drawer, entry.element);
+        }
+        sum += sum_block(copy, bits, 0, drop_threshold);
+    }
+    return sum;
+}
+
+}  // namespace graddrop

@@ -1,0 +1,189 @@
+"""Sums of squares of gradients in Triton, of all or of those that the masks keep."""
+
+import triton
+import triton.language as tl
+
+from .. import abi
+from .philox import words_of_tile
+from .prepare import FLOATS, GRAD_FACTOR, INTS
+from .walk import chunk_tiles, keep_elements, keep_half_tile, load_key, locate
+
+# kernels see globals only as constexpr
+_TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
+_GRAD, _BEGIN, _END = tl.constexpr(abi.GRAD), tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
+_MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
+_N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
+_N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
+_N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
+_SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
+_SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
+_ONE = tl.constexpr(1)
+SUM_BLOCK = tl.constexpr(256)  # partial sums that `sum_chunks` adds at a time
+
+
+@triton.jit
+def _source_on_grad(row, MASKED: tl.constexpr):
+    """What shares a decision on the tensor's gradient: none where only its update is masked."""
+    mode = tl.load(row + _MODE).to(tl.int32)
+    site = mode % _N_SITES
+    on_grad = (site == _SITE_GRAD) | (site == _SITE_FREEZE)
+    return tl.where(MASKED & on_grad, mode // _N_SITES, _SOURCE_NONE)
+
+
+@triton.constexpr_function
+def _occurs(source, modes, masked):
+    """Whether a tensor of the launch has this source on its gradient."""
+    on_grad = ((1 << abi.SITE_GRAD) | (1 << abi.SITE_FREEZE)) << (abi.N_SITES * source)
+    return source == abi.SOURCE_NONE or (masked and modes & on_grad != 0)
+
+
+@triton.jit
+def _squares(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
+    """Squares of one block of gradients, fp32; 0 where out of bounds or dropped."""
+    if in_bounds is None:
+        grad = tl.load(grad_ptrs).to(tl.float32)
+    else:
+        grad = tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
+    if SOURCE != _SOURCE_NONE:
+        grad = tl.where(keep, grad, 0.0)
+    return grad * grad
+
+
+@triton.jit
+def _dense_chunk(
+    row,  # int64*: the tensor's row of the tensor table
+    ints,  # int32*: its integers
+    partial,  # fp32*: the chunk's sum, out
+    first_tile,  # int64 scalar
+    n_tiles,  # int32 scalar
+    GRAD_DTYPE: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    VECTOR: tl.constexpr,
+    FULL: tl.constexpr,  # no bounds to check; a mask would cost the 128-bit loads
+):
+    """Sum the squares of n_tiles tiles."""
+    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
+    if ALIGNED:
+        grad = tl.multiple_of(grad, 16)
+    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
+    key = load_key(row, ints)
+    threshold, stream, draw, seed, row_size, decision = key
+    offset = tl.arange(0, _HALF)
+    sums = tl.zeros([_HALF], tl.float32)
+    for i in range(n_tiles):
+        tile = first_tile + i
+        words = None
+        if SOURCE == _SOURCE_ELEMENT:
+            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR)
+        for half in tl.static_range(2):
+            start = tile * _TILE + half * _HALF
+            in_bounds = None
+            if not FULL:
+                in_bounds = (start + offset >= begin) & (start + offset < end)
+            keep = keep_half_tile(start, words, key, half, SOURCE)
+            sums += _squares(grad + start + offset, in_bounds, keep, SOURCE)
+    tl.store(partial, tl.sum(sums))
+
+
+@triton.jit
+def dense_squares(
+    chunks,  # int32 [n_chunks, 2]: row of the tensor table, chunk within the tensor
+    tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
+    ints,  # int32 [n_tensors, INTS], from `prepare`
+    partials,  # fp32 [n_chunks], out
+    GRAD_DTYPE: tl.constexpr,
+    MASKED: tl.constexpr,  # leave out what the masks drop of the gradients
+    MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m
+    ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
+    VECTOR: tl.constexpr,  # neighbouring elements per thread
+):
+    """Sum the squares of one chunk of a tensor that is one contiguous range of its parameter."""
+    chunk = chunks + tl.program_id(0) * 2
+    tensor = tl.load(chunk)
+    row = tensor_table + tensor * _N_TENSOR_COLUMNS
+    ints = ints + tensor * INTS
+    partial = partials + tl.program_id(0)
+    first_tile, n_tiles, full = chunk_tiles(row, tl.load(chunk + 1))
+    used = _source_on_grad(row, MASKED)
+    for source in tl.static_range(_N_SOURCES):
+        if _occurs(source, MODES, MASKED):
+            if used == source:
+                if full:
+                    _dense_chunk(
+                        row,
+                        ints,
+                        partial,
+                        first_tile,
+                        n_tiles,
+                        GRAD_DTYPE,
+                        source,
+                        ALIGNED,
+                        VECTOR,
+                        True,
+                    )
+                else:
+                    _dense_chunk(
+                        row,
+                        ints,
+                        partial,
+                        first_tile,
+                        n_tiles,
+                        GRAD_DTYPE,
+                        source,
+                        ALIGNED,
+                        VECTOR,
+                        False,
+                    )
+
+
+@triton.jit
+def strided_squares(
+    chunks,  # int32 [n_chunks, 2]: row of the tensor table, block within the tensor
+    tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
+    layout_table,  # int64 [n_strided, N_LAYOUT_COLUMNS]
+    ints,  # int32 [n_tensors, INTS], from `prepare`
+    partials,  # fp32 [n_chunks], out
+    GRAD_DTYPE: tl.constexpr,
+    MASKED: tl.constexpr,  # as in dense_squares
+    MODES: tl.constexpr,  # as in dense_squares
+):
+    """Sum the squares of one block of a tensor of any strides."""
+    chunk = chunks + tl.program_id(0) * 2
+    tensor = tl.load(chunk)
+    row = tensor_table + tensor * _N_TENSOR_COLUMNS
+    layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
+    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, tl.load(chunk + 1))
+    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE)) + at_grad
+    key = load_key(row, ints + tensor * INTS)
+    used = _source_on_grad(row, MASKED)
+    for source in tl.static_range(_N_SOURCES):
+        if _occurs(source, MODES, MASKED):
+            if used == source:
+                keep = keep_elements(element, key, source)
+                squares = _squares(grad, in_bounds, keep, source)
+                tl.store(partials + tl.program_id(0), tl.sum(squares))
+
+
+@triton.jit
+def sum_chunks(
+    spans,  # int32 [n_tensors, 2]: first of the tensor's partial sums, and how many
+    partials,  # fp32
+    floats,  # fp32 [n_tensors, FLOATS], from `prepare`
+    grad_scale,  # fp32 [1] or None: loss scale that the gradients carry
+    squares,  # fp32 [n_tensors], out: without the loss scale
+    MASKED: tl.constexpr,  # gradients as they enter the moments, rescaled
+):
+    """One tensor's sum of squares, always added in the same order."""
+    tensor = tl.program_id(0)
+    first, count = tl.load(spans + 2 * tensor), tl.load(spans + 2 * tensor + 1)
+    lane = tl.arange(0, SUM_BLOCK)
+    sums = tl.zeros([SUM_BLOCK], tl.float32)
+    for start in range(0, count, SUM_BLOCK):
+        sums += tl.load(partials + first + start + lane, mask=start + lane < count, other=0.0)
+    factor = 1.0
+    if MASKED:
+        factor = tl.load(floats + tensor * FLOATS + GRAD_FACTOR)
+    elif grad_scale is not None:
+        factor = 1.0 / tl.load(grad_scale)
+    tl.store(squares + tensor, tl.sum(sums) * factor * factor)
