@@ -9,9 +9,10 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the extra xglue")
 
-from bench import large_run
+from bench import hours, large_run
 from bench.memory_model import Precision, predict
 from bench.workloads import WORKLOADS
+from graddrop.xglue.tasks import TASKS
 
 SMALL = ("--device=cpu", "--layers=2", "--hidden=64", "--vocabulary=300", "--length=9", "--batch=3")
 PARTS = ["forward", "backward", "clipping", "optimizer"]
@@ -84,3 +85,15 @@ def test_a_checkpoint_that_differs_is_seen() -> None:
     ):
         with pytest.raises(RuntimeError, match="checkpoint.* otherwise than it was saved"):
             large_run._require_same(loaded, live)
+
+
+def test_hours_are_counted_by_hand() -> None:
+    """NC: 100,000 x 10 x 256 tokens, 6 x 12 x 8^2 operations each, at 1 TFLOP/s."""
+    weights = hours.layer_weights(1, 8)
+    assert weights == 768
+    trained, evaluated = hours.operations("nc", weights)
+    assert trained == 100_000 * 10 * 256 * 6 * 768
+    assert evaluated == (100_000 + 10 * 10_000) * 256 * 2 * 768
+    assert set(hours.EXAMPLES) == set(TASKS)
+    row = hours.render(1e-6, 1, 8).splitlines()[4]
+    assert row == f"| nc | 256 | {trained / 3.6e9:.2f} | {evaluated / 3.6e9:.2f} |"
