@@ -42,19 +42,21 @@ FREEZE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_FREEZE)
 UPDATE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_UPDATE)
 EVERY_MODE = PLAIN | sum(1 << mode for mode in range(abi.N_SITES * abi.SOURCE_ELEMENT, abi.N_MODES))
 
-CASES = {
-    "fp32, no mask": ((F32, F32, F32), PLAIN),
-    "fp32, element mask": ((F32, F32, F32), ELEMENT),
-    "fp32, element mask beside exempt tensors": ((F32, F32, F32), PLAIN | ELEMENT),
-    "fp32, element mask, freeze": ((F32, F32, F32), FREEZE),
-    "fp32, element mask, update": ((F32, F32, F32), UPDATE),
-    "fp32, row mask": ((F32, F32, F32), ROW),
-    "fp32, layer mask, freeze": ((F32, F32, F32), TENSOR_FREEZE),
-    "bf16 with fp32 moments, element mask": ((BF16, BF16, F32), ELEMENT),
-    "fp16 with fp32 moments, element mask": ((F16, F16, F32), ELEMENT),
-    "all bf16, element mask": ((BF16, BF16, BF16), ELEMENT),
-    "all bf16, element mask, freeze": ((BF16, BF16, BF16), FREEZE),
-    "fp32, every mode in one launch": ((F32, F32, F32), EVERY_MODE),
+CASES = {  # dtypes, modes, stochastic rounding
+    "fp32, no mask": ((F32, F32, F32), PLAIN, False),
+    "fp32, element mask": ((F32, F32, F32), ELEMENT, False),
+    "fp32, element mask beside exempt tensors": ((F32, F32, F32), PLAIN | ELEMENT, False),
+    "fp32, element mask, freeze": ((F32, F32, F32), FREEZE, False),
+    "fp32, element mask, update": ((F32, F32, F32), UPDATE, False),
+    "fp32, row mask": ((F32, F32, F32), ROW, False),
+    "fp32, layer mask, freeze": ((F32, F32, F32), TENSOR_FREEZE, False),
+    "bf16 with fp32 moments, element mask": ((BF16, BF16, F32), ELEMENT, False),
+    "fp16 with fp32 moments, element mask": ((F16, F16, F32), ELEMENT, False),
+    "all bf16, element mask": ((BF16, BF16, BF16), ELEMENT, False),
+    "all bf16, element mask, freeze": ((BF16, BF16, BF16), FREEZE, False),
+    "bf16 with fp32 moments, element mask, stochastic rounding": ((BF16, BF16, F32), ELEMENT, True),
+    "all bf16, element mask, stochastic rounding": ((BF16, BF16, BF16), ELEMENT, True),
+    "fp32, every mode in one launch": ((F32, F32, F32), EVERY_MODE, False),
 }
 
 NORM_CASES = {  # dtype of the gradients, modes, masked
@@ -103,11 +105,21 @@ def compile_kernel(
 
 
 def compile_dense(
-    dtypes: launch.Dtypes, modes: int, target: GPUTarget, aligned: bool = True
+    dtypes: launch.Dtypes,
+    modes: int,
+    target: GPUTarget,
+    aligned: bool = True,
+    stochastic: bool = False,
 ) -> CompiledKernel:
     """``dense_step`` as the launcher would compile it."""
-    vector = launch.vector_width(dtypes, modes)
-    constants = {**_dtype_constants(dtypes), "MODES": modes, "ALIGNED": aligned, "VECTOR": vector}
+    vector = launch.vector_width(dtypes, modes, stochastic)
+    constants = {
+        **_dtype_constants(dtypes),
+        "MODES": modes,
+        "ALIGNED": aligned,
+        "VECTOR": vector,
+        "STOCHASTIC": stochastic,
+    }
     signature = {"chunks": "*i32", "tensor_table": "*i64", "floats": "*fp32", "ints": "*i32"}
     return compile_kernel(dense_step, constants, signature, target, vector)
 
@@ -121,7 +133,7 @@ def compile_strided(dtypes: launch.Dtypes, modes: int, target: GPUTarget) -> Com
         "floats": "*fp32",
         "ints": "*i32",
     }
-    constants = {**_dtype_constants(dtypes), "MODES": modes}
+    constants = {**_dtype_constants(dtypes), "MODES": modes, "STOCHASTIC": False}
     return compile_kernel(strided_step, constants, signature, target)
 
 
@@ -258,9 +270,10 @@ def step_reports() -> dict[str, Report]:
     """Every case of ``dense_step`` for sm_90."""
     return {
         name: report(
-            compile_dense(dtypes, modes, TARGETS["sm_90"]), launch.vector_width(dtypes, modes)
+            compile_dense(dtypes, modes, TARGETS["sm_90"], stochastic=stochastic),
+            launch.vector_width(dtypes, modes, stochastic),
         )
-        for name, (dtypes, modes) in CASES.items()
+        for name, (dtypes, modes, stochastic) in CASES.items()
     }
 
 

@@ -164,6 +164,7 @@ class ReferenceExecutor:
         grads, self._grads = self._grads, []
         if self._skipped:
             return
+        assert self._counters is not None
         factor = 1.0 if clip_factor is None else clip_factor.item()
         for entry, grad in zip(self._entries, grads, strict=True):
             group = self._knobs[entry.group]
@@ -185,8 +186,8 @@ class ReferenceExecutor:
                 mask_decay=group.mask_decay,
                 mask_scale=_mask_scale(group),
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
+                rounding_bits=entry.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )
-        assert self._counters is not None
         self._counters[abi.STEPS_FINISHED] += 1
 
     def _keep(self, entry: Entry) -> Tensor | None:
@@ -211,13 +212,14 @@ class CpuExecutor:
     """All entries of a dtype signature in one call of the C++ kernel."""
 
     def __init__(self, entries: Sequence[Entry], knobs: Sequence[Knobs]) -> None:
-        members: dict[Dtypes, list[int]] = {}
+        members: dict[tuple[Dtypes, bool], list[int]] = {}
         for index, entry in enumerate(entries):
-            members.setdefault(entry.dtypes, []).append(index)
+            signature = entry.dtypes, knobs[entry.group].rounds(entry.param.dtype)
+            members.setdefault(signature, []).append(index)
         self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
         self._calls = [
-            (dtypes, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
-            for dtypes, rows in members.items()
+            (*signature, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
+            for signature, rows in members.items()
         ]
         self._group_table = torch.empty(0)
         self._counters = torch.empty(0)
@@ -227,7 +229,7 @@ class CpuExecutor:
     def set_grads(self, grads: Sequence[Tensor]) -> None:
         """See :class:`Executor`."""
         if (moves := _moves(self._grad_ptrs, grads)) is not None:
-            for _, rows, tensor_table, _ in self._calls:
+            for _, _, rows, tensor_table, _ in self._calls:
                 tensor_table[:, abi.GRAD] += moves[rows]
 
     def prepare(
@@ -249,7 +251,7 @@ class CpuExecutor:
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
         squares = torch.empty(len(self._grad_ptrs), dtype=torch.float64)
-        for dtypes, rows, tensor_table, layout_table in self._calls:
+        for dtypes, _, rows, tensor_table, layout_table in self._calls:
             squares[rows] = cpu.grad_squares(
                 tensor_table,
                 layout_table,
@@ -265,7 +267,7 @@ class CpuExecutor:
         if self._skipped:
             return
         factor = 1.0 if clip_factor is None else clip_factor.item()
-        for dtypes, _, tensor_table, layout_table in self._calls:
+        for dtypes, rounds, _, tensor_table, layout_table in self._calls:
             cpu.step_(
                 tensor_table,
                 layout_table,
@@ -274,6 +276,7 @@ class CpuExecutor:
                 param_dtype=dtypes[0],
                 grad_dtype=dtypes[1],
                 moment_dtype=dtypes[2],
+                stochastic_rounding=rounds,
                 grad_factor=factor / self._loss_scale,
             )
         self._counters[abi.STEPS_FINISHED] += 1
@@ -290,7 +293,11 @@ class TritonExecutor:
         tensor_table, layout_table = tensor_tables(entries, knobs)
         self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
         self._launcher = launcher.TritonStep(
-            tensor_table, layout_table, [entry.dtypes for entry in entries], len(knobs), device
+            tensor_table,
+            layout_table,
+            [(*entry.dtypes, knobs[entry.group].rounds(entry.param.dtype)) for entry in entries],
+            len(knobs),
+            device,
         )
         self._rows: list[list[float]] = []
         self._grad_scale: Tensor | None = None

@@ -20,6 +20,7 @@ MASK_KNOBS = (
     "site",
     "rescale",
     "mask_decay",
+    "stochastic_rounding",
     "seed",
     "stream_ids",
     "layers",

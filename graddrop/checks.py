@@ -20,7 +20,7 @@ _NUMBERS = (  # field of Knobs, its name in messages (torch's, where torch has o
     ("eps", "epsilon value", None),
     ("weight_decay", "weight_decay value", None),
 )
-_SWITCHES = ("maximize", "rescale", "mask_decay")
+_SWITCHES = ("maximize", "rescale", "mask_decay", "stochastic_rounding")
 
 
 def check_knobs(knobs: Knobs) -> None:

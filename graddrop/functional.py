@@ -38,6 +38,7 @@ def graddrop_adamw_(
     site: str = "grad",
     rescale: bool = False,
     mask_decay: bool = True,
+    stochastic_rounding: bool = False,
     maximize: bool = False,
     seed: int = 0,
     stream_ids: Sequence[int] | None = None,
@@ -61,7 +62,7 @@ def graddrop_adamw_(
         state_steps: float32 tensors of one element: steps finished by each tensor, advanced by
             one. On the parameter's device, or (not for the Triton backend) on the CPU.
         lr: learning rate, >= 0; a 0-dim tensor is read on the device.
-        draw: index of the mask, in [0, 2**32).
+        draw: index of the mask and of the rounding's bits, in [0, 2**32).
         betas: decay of the two moments, in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: decoupled decay per unit of lr, >= 0.
@@ -71,6 +72,7 @@ def graddrop_adamw_(
         site: ``"grad"``, ``"update"`` or ``"freeze"``.
         rescale: scale what is kept by the inverse of the realised keep probability.
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
+        stochastic_rounding: round bfloat16 parameters at random, with bits of ``draw``.
         maximize: ascend instead of descend.
         seed: of the masks, in [0, 2**64).
         stream_ids: ids of the parameters in the masks, in [0, 2**30); None: their positions.
@@ -118,6 +120,7 @@ def graddrop_adamw_(
         site=site,
         rescale=rescale,
         mask_decay=mask_decay,
+        stochastic_rounding=stochastic_rounding,
         seed=seed,
         period=0,  # the caller names the draw
     )
@@ -144,6 +147,6 @@ def graddrop_adamw_(
         )
     plan = Plan(params, entries, [knobs], backend)
     counters = {
-        key: torch.tensor([0, draw], dtype=torch.int64, device=key[0]) for key in plan.executors
+        key: torch.tensor([draw, draw], dtype=torch.int64, device=key[0]) for key in plan.executors
     }
     plan.step(grads, [knobs], counters, grad_scale, found_inf)

@@ -42,6 +42,7 @@ def knobs_of(group: Group) -> Knobs:
         site=group["site"],
         rescale=group["rescale"],
         mask_decay=group["mask_decay"],
+        stochastic_rounding=group["stochastic_rounding"],
         seed=group["seed"],
         period=period,
     )

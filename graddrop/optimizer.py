@@ -65,7 +65,9 @@ class FusedGradDropAdamW(Optimizer):
             nothing changes, moments included).
         rescale: scale what is kept by 1 / (realised keep probability).
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
-        seed: of the masks, in [0, 2**64).
+        stochastic_rounding: round bfloat16 parameters at random, on average to the exact value, so
+            that steps smaller than their precision add up; other dtypes as always.
+        seed: of the masks and the rounding, in [0, 2**64).
         maximize: ascend instead of descend.
         capturable: allow the step to be captured in a CUDA graph.
         max_grad_norm: bound > 0 of the norm of all gradients together, applied within the step:
@@ -102,6 +104,7 @@ class FusedGradDropAdamW(Optimizer):
         site: str = "grad",
         rescale: bool = False,
         mask_decay: bool = True,
+        stochastic_rounding: bool = False,
         seed: int = 0,
         maximize: bool = False,
         capturable: bool = False,
@@ -139,6 +142,7 @@ class FusedGradDropAdamW(Optimizer):
             "site": site,
             "rescale": rescale,
             "mask_decay": mask_decay,
+            "stochastic_rounding": stochastic_rounding,
             "seed": seed,
             "maximize": maximize,
             "capturable": capturable,

@@ -155,7 +155,9 @@ def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
     """What the tables' modes depend on."""
-    return [(k.granularity, k.site, k.mask_decay, k.masks_nothing) for k in knobs]
+    return [
+        (k.granularity, k.site, k.mask_decay, k.masks_nothing, k.stochastic_rounding) for k in knobs
+    ]
 
 
 def _layouts(grads: Sequence[Tensor]) -> list[tuple[object, ...]]:

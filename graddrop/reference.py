@@ -28,6 +28,7 @@ def adamw_step_(
     mask_decay: bool = True,
     mask_scale: float = 1.0,
     grad_factor: float = 1.0,
+    rounding_bits: Tensor | None = None,
 ) -> None:
     """One AdamW step in place (Loshchilov & Hutter 2019, algorithm 2), gradient or update masked.
 
@@ -55,6 +56,8 @@ def adamw_step_(
         mask_decay: under ``site="update"``, whether weight decay too acts only where k.
         mask_scale: s, 1 or 1/q.
         grad_factor: f, for example -1 to maximize.
+        rounding_bits: int64 in [0, 65536), shape of ``param``, which is bfloat16 then and rounded
+            with them (:func:`round_to_bfloat16`); None rounds to nearest.
 
     Raises:
         ValueError: unknown ``site``.
@@ -93,9 +96,26 @@ def adamw_step_(
             torch.where(keep, new, old) for new, old in ((p_new, p), (m_new, m), (v_new, v))
         )
     # store
-    param.copy_(p_new)
+    param.copy_(p_new if rounding_bits is None else round_to_bfloat16(p_new, rounding_bits))
     exp_avg.copy_(m_new)
     exp_avg_sq.copy_(v_new)
+
+
+def round_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
+    """Stochastic rounding: to one of two neighbours, on average to the value itself.
+
+    The random bits are added below those that bfloat16 keeps, and what is below is cut off. Values
+    of bfloat16 stay what they are.
+
+    Args:
+        values: float32, any shape; infinities and NaN stay.
+        bits: int64 in [0, 65536), shape of ``values``, uniform and independent.
+
+    Returns:
+        bfloat16, shape of ``values``.
+    """
+    cut = (values.view(torch.int32) + bits.to(torch.int32)) & -65536
+    return torch.where(values.isnan(), values, cut.view(torch.float32)).to(torch.bfloat16)
 
 
 def masked_squares(

@@ -9,11 +9,13 @@ from torch import Tensor
 from .kernels import abi
 from .mask import (
     LAYER_STREAM,
+    ROUNDING_STREAM,
     ROW_STREAM,
     TENSOR_STREAM,
     Shard,
     keep_elements,
     keep_mask,
+    random_u16,
     threshold,
 )
 
@@ -48,6 +50,7 @@ class Knobs:
     mask_decay: bool
     seed: int
     period: int
+    stochastic_rounding: bool = False
 
     @property
     def masks_nothing(self) -> bool:
@@ -82,6 +85,10 @@ class Knobs:
             shard=shard,
             device=device,
         )
+
+    def rounds(self, dtype: torch.dtype) -> bool:
+        """Whether parameters of this dtype are rounded at random."""
+        return self.stochastic_rounding and dtype == torch.bfloat16
 
     def keep_wholes(
         self, stream_ids: Sequence[int], layers: Sequence[int | None], draw: int
@@ -147,6 +154,22 @@ class Entry:
     def dtypes(self) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         """(param, grad, moments)."""
         return self.param.dtype, self.grad.dtype, self.exp_avg.dtype
+
+    def rounding_bits(self, knobs: Knobs, steps_finished: int) -> Tensor | None:
+        """16 random bits per entry to round it with: int64, shape of ``param``; None: to nearest.
+
+        Args:
+            knobs: of its group.
+            steps_finished: optimizer steps before this one; masks may live longer.
+        """
+        if not knobs.rounds(self.param.dtype):
+            return None
+        return random_u16(
+            self.shard.elements(tuple(self.param.shape), self.param.device),
+            stream=ROUNDING_STREAM + self.stream_id,
+            seed=knobs.seed,
+            draw=steps_finished & 0xFFFFFFFF,
+        )
 
 
 def _walk(entry: Entry) -> list[tuple[int, ...]]:
@@ -245,6 +268,7 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
         row[abi.STEP] = entry.step.data_ptr()
         row[abi.BEGIN], row[abi.END] = begin, begin + entry.param.numel()
         row[abi.MODE], row[abi.STREAM], row[abi.UNIT] = mode, stream, unit
+        row[abi.ROUNDING] = ROUNDING_STREAM + entry.stream_id
         row[abi.ROW_SIZE] = row_size
         row[abi.GROUP] = entry.group
         row[abi.LAYOUT] = -1 if contiguous else len(layouts)

@@ -29,8 +29,9 @@ shard is nothing but a range ``[BEGIN, END)``.
     MODE,  # N_SITES * source + site
     GROUP,  # row of the group table
     LAYOUT,  # row of the layout table, -1: contiguous
-) = range(13)
-N_TENSOR_COLUMNS = 13
+    ROUNDING,  # mask contract stream of the bits for stochastic rounding, [0, 2**32)
+) = range(14)
+N_TENSOR_COLUMNS = 14
 
 # -- layout table: int64 [n_strided, N_LAYOUT_COLUMNS] ---------------------------------------------
 # N_DIMS, then MAX_DIMS values each of: size, param stride, grad stride, moment stride, element

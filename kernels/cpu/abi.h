@@ -18,6 +18,7 @@ enum TensorColumn {
     MODE,
     GROUP,
     LAYOUT,
+    ROUNDING,
     N_TENSOR_COLUMNS
 };
 constexpr int MAX_DIMS = 8;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "abi.h"
 #include "isa.h"
@@ -14,7 +15,7 @@
 
 namespace graddrop {
 
-enum Dtype { FLOAT32, BFLOAT16 };
+enum Dtype { FLOAT32, BFLOAT16, BFLOAT16_STOCHASTIC };  // the last one for parameters only
 
 struct Scalars {
     float grad_factor, one_minus_beta1, beta2, one_minus_beta2;
@@ -27,6 +28,9 @@ constexpr size_t CACHE_LINE = 64;  // bytes
 struct bfloat16 {
     uint16_t bits;
 };
+
+// Rounded up with the probability of its distance from the lower neighbour.
+struct bfloat16_stochastic : bfloat16 {};
 
 INLINE float to_float(float x) { return x; }
 INLINE float to_float(bfloat16 x) {
@@ -43,6 +47,12 @@ INLINE void store(float value, bfloat16* out) {  // to nearest, ties to even; Na
     const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
     const uint32_t nan = value == value ? 0 : 0x7FC00000;
     out->bits = uint16_t((rounded | nan) >> 16);
+}
+INLINE void store(float value, bfloat16_stochastic* out, uint32_t random) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t nan = value == value ? 0 : 0x7FC00000;
+    out->bits = uint16_t((nan ? nan : bits + random) >> 16);
 }
 
 // a * b + c. Said in the source, since the compiler's choice would differ from site to site.
@@ -66,14 +76,13 @@ using StepBlock = void (*)(void* param,           // [BLOCK], updated
                            const void* grad,      // [BLOCK]
                            void* exp_avg,         // [BLOCK], updated
                            void* exp_avg_sq,      // [BLOCK], updated
-                           const uint32_t* bits,  // [BLOCK], 16 random bits of each from shift on
-                           int shift,             // 0 or 16
+                           Bits mask,             // [BLOCK], not read by code that masks nothing
+                           Bits rounding,         // [BLOCK], read for bfloat16_stochastic only
                            const Scalars& s);
 
 template <bool FMA, typename P, typename G, typename M, bool MASKED, Site SITE>
 INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict exp_avg,
-                  M* __restrict exp_avg_sq, const uint32_t* __restrict bits, int shift,
-                  const Scalars s) {
+                  M* __restrict exp_avg_sq, Bits mask, Bits rounding, const Scalars s) {
     constexpr bool ON_UPDATE = SITE == SITE_UPDATE || SITE == SITE_UPDATE_DECAY_ALL;
     constexpr int LINE = CACHE_LINE / std::min({sizeof(P), sizeof(G), sizeof(M)});
     for (int line = 0; line < BLOCK; line += LINE) {
@@ -82,7 +91,7 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
         prefetch_next_block<LINE>(exp_avg + line);
         prefetch_next_block<LINE>(exp_avg_sq + line);
         for (int i = line; i < line + LINE; ++i) {
-            const bool keep = !MASKED || (bits[i] >> shift & 0xFFFF) >= s.drop_threshold;
+            const bool keep = !MASKED || mask[i] >= s.drop_threshold;
             // load, in fp32
             const float p = to_float(param[i]);
             const float m = to_float(exp_avg[i]), v = to_float(exp_avg_sq[i]);
@@ -106,7 +115,10 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
                 v_new = keep ? v_new : v;
             }
             // store
-            store(p_new, param + i);
+            if constexpr (std::is_same_v<P, bfloat16_stochastic>)
+                store(p_new, param + i, rounding[i]);
+            else
+                store(p_new, param + i);
             store(m_new, exp_avg + i);
             store(v_new, exp_avg_sq + i);
         }
@@ -116,10 +128,10 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
 #define DEFINE_STEP_BLOCK(NAME, TARGET, FMA)                                                     \
     template <typename P, typename G, typename M, bool MASKED, Site SITE>                        \
     TARGET void NAME(void* param, const void* grad, void* exp_avg, void* exp_avg_sq,             \
-                     const uint32_t* bits, int shift, const Scalars& s) {                        \
+                     Bits mask, Bits rounding, const Scalars& s) {                               \
         adamw<FMA, P, G, M, MASKED, SITE>(static_cast<P*>(param), static_cast<const G*>(grad),   \
                                           static_cast<M*>(exp_avg), static_cast<M*>(exp_avg_sq), \
-                                          bits, shift, s);                                       \
+                                          mask, rounding, s);                                    \
     }
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 DEFINE_STEP_BLOCK(step_block_baseline, , true)
@@ -137,6 +149,7 @@ struct Kernel {
     StepBlock plain;
     StepBlock masked[N_SITES];
     int param_size, grad_size, moment_size;  // bytes
+    bool stochastic;                         // parameters are rounded at random
 };
 
 template <typename P, typename G, typename M>
@@ -148,7 +161,8 @@ Kernel kernel_of(Isa isa) {
              step_block_##NAME<P, G, M, true, SITE_UPDATE>,              \
              step_block_##NAME<P, G, M, true, SITE_UPDATE_DECAY_ALL>,    \
              step_block_##NAME<P, G, M, true, SITE_FREEZE>},             \
-            sizeof(P), sizeof(G), sizeof(M)                              \
+            sizeof(P), sizeof(G), sizeof(M),                             \
+            std::is_same_v<P, bfloat16_stochastic>                       \
     }
 #if defined(__x86_64__)
     if (isa == AVX512) return KERNEL(avx512);
@@ -169,8 +183,9 @@ Kernel kernel_of(Isa isa, Dtype grad, Dtype moment) {
 }
 
 inline Kernel kernel_of(Isa isa, Dtype param, Dtype grad, Dtype moment) {
-    return param == FLOAT32 ? kernel_of<float>(isa, grad, moment)
-                            : kernel_of<bfloat16>(isa, grad, moment);
+    if (param == FLOAT32) return kernel_of<float>(isa, grad, moment);
+    if (param == BFLOAT16) return kernel_of<bfloat16>(isa, grad, moment);
+    return kernel_of<bfloat16_stochastic>(isa, grad, moment);
 }
 
 }  // namespace graddrop

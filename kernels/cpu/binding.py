@@ -16,6 +16,7 @@ from .. import abi
 LIBRARY = Path(__file__).with_name("graddrop_cpu.so")
 ISAS = ("baseline", "avx2", "avx512")  # the order of `enum Isa`
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the order of `enum Dtype`
+_BFLOAT16_STOCHASTIC = 2
 _HOW_TO_BUILD = (
     "build it with `make ext` in a checkout, or reinstall graddrop with a C++17 compiler"
 )
@@ -144,6 +145,7 @@ def step_(
     param_dtype: torch.dtype,
     grad_dtype: torch.dtype,
     moment_dtype: torch.dtype,
+    stochastic_rounding: bool = False,
     grad_factor: float = 1.0,
 ) -> None:
     """One step, in place, of every tensor in the table, on ``torch.get_num_threads()`` threads.
@@ -160,6 +162,7 @@ def step_(
         param_dtype: dtype of every parameter in the table.
         grad_dtype: dtype of every gradient.
         moment_dtype: dtype of every moment.
+        stochastic_rounding: round parameters, which are bfloat16 then, at random.
         grad_factor: multiplies every gradient, beside GRAD_SIGN; any finite number.
 
     Raises:
@@ -176,7 +179,7 @@ def step_(
     failed = library.handle.graddrop_step(
         *_tables(tensor_table, layout_table, group_table, counters),
         grad_factor,
-        _DTYPES[param_dtype],
+        _BFLOAT16_STOCHASTIC if stochastic_rounding else _DTYPES[param_dtype],
         _DTYPES[grad_dtype],
         _DTYPES[moment_dtype],
         *_machine(library),

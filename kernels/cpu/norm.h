@@ -18,18 +18,16 @@ namespace graddrop {
 // A sum has this many parts, which a vector holds; they meet when the block is done.
 constexpr int LANES = 16;
 
-using SumBlock = double (*)(const void* grad,      // [BLOCK]
-                            const uint32_t* bits,  // [BLOCK], as for StepBlock
-                            int shift,             // 0 or 16
+using SumBlock = double (*)(const void* grad,  // [BLOCK]
+                            Bits mask,         // [BLOCK]
                             uint32_t drop_threshold);
 
 template <typename G>
-INLINE double sum_squares(const G* __restrict grad, const uint32_t* __restrict bits, int shift,
-                          uint32_t drop_threshold) {
+INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_threshold) {
     float sums[LANES] = {};
     for (int line = 0; line < BLOCK; line += LANES)
         for (int lane = 0; lane < LANES; ++lane) {
-            const bool keep = (bits[line + lane] >> shift & 0xFFFF) >= drop_threshold;
+            const bool keep = mask[line + lane] >= drop_threshold;
             const float g = keep ? to_float(grad[line + lane]) : 0.0f;
             sums[lane] += g * g;
         }
@@ -38,10 +36,10 @@ INLINE double sum_squares(const G* __restrict grad, const uint32_t* __restrict b
     return sum;
 }
 
-#define DEFINE_SUM_BLOCK(NAME, TARGET)                                                       \
-    template <typename G>                                                                    \
-    TARGET double NAME(const void* grad, const uint32_t* bits, int shift, uint32_t threshold) { \
-        return sum_squares(static_cast<const G*>(grad), bits, shift, threshold);             \
+#define DEFINE_SUM_BLOCK(NAME, TARGET)                                    \
+    template <typename G>                                                 \
+    TARGET double NAME(const void* grad, Bits mask, uint32_t threshold) { \
+        return sum_squares(static_cast<const G*>(grad), mask, threshold); \
     }
 DEFINE_SUM_BLOCK(sum_block_baseline, )
 #if defined(__x86_64__)
@@ -64,7 +62,7 @@ inline double sum_contiguous(const Tensor& t, const Kernel& kernel, SumBlock sum
                              uint32_t drop_threshold, int64_t tile) {
     double sum = 0;
     visit_contiguous(
-        t, kernel, tile, [&](int64_t element, Range range, const uint32_t* bits, int shift) {
+        t, kernel, tile, [&](int64_t element, Range range, Bits mask, Bits) {
             const void* grad = at(t.grad, element, kernel.grad_size);
             alignas(64) unsigned char copy[4 * BLOCK] = {};
             if (range.to - range.from < BLOCK) {
@@ -73,7 +71,7 @@ inline double sum_contiguous(const Tensor& t, const Kernel& kernel, SumBlock sum
                             (range.to - range.from) * kernel.grad_size);
                 grad = copy;
             }
-            sum += sum_block(grad, bits, shift, drop_threshold);
+            sum += sum_block(grad, mask, drop_threshold);
         });
     return sum;
 }
@@ -94,7 +92,7 @@ inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_bl
                        kernel.grad_size);
             bits[i] = draw_entry(t, drawer, entry.element);
         }
-        sum += sum_block(copy, bits, 0, drop_threshold);
+        sum += sum_block(copy, {bits, 0}, drop_threshold);
     }
     return sum;
 }

@@ -19,6 +19,14 @@ struct Stream {
     uint32_t seed_low, seed_high, stream, draw;
 };
 
+// 16 random bits of each entry of a block: words[i] from bit `shift` on, 0 or 16.
+struct Bits {
+    const uint32_t* words;
+    int shift;
+
+    uint32_t operator[](int i) const { return words[i] >> shift & 0xFFFF; }
+};
+
 struct Words {
     uint32_t word[4];
 };

@@ -24,7 +24,7 @@ struct Tensor {
     bool dropped;        // as a whole
     Site site;
     StepBlock step_block;
-    Stream stream;
+    Stream stream, rounding;
     Scalars scalars;
 };
 
@@ -55,6 +55,11 @@ inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const dou
     t.site = Site(row[MODE] % N_SITES);
     t.stream = {uint32_t(group[SEED_LOW]), uint32_t(group[SEED_HIGH]), uint32_t(row[STREAM]),
                 uint32_t(period ? counters[STEPS_FINISHED] / period : counters[MASKS_BEGUN])};
+
+    // Masks may live for many steps, what rounds must not.
+    t.rounding = t.stream;
+    t.rounding.stream = uint32_t(row[ROUNDING]);
+    t.rounding.draw = uint32_t(counters[STEPS_FINISHED]);
 
     // Scaling by the realised 1 / keep probability: of the gradient, or of the step.
     const uint32_t drop_threshold = round_threshold(group[DROP_PROB]);

@@ -51,7 +51,7 @@ struct Copy {
 };
 
 inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element, Range range,
-                         const uint32_t* bits, int shift) {
+                         Bits mask, Bits rounding) {
     Copy copy;
     const int n = range.to - range.from;
     void* const param = at(t.param, element + range.from, kernel.param_size);
@@ -62,49 +62,55 @@ inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element,
     std::memcpy(copy.grad, grad, n * kernel.grad_size);
     std::memcpy(copy.exp_avg, exp_avg, n * kernel.moment_size);
     std::memcpy(copy.exp_avg_sq, exp_avg_sq, n * kernel.moment_size);
-    alignas(64) uint32_t moved_bits[BLOCK] = {};
-    std::copy(bits + range.from, bits + range.to, moved_bits);
-    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, moved_bits, shift,
-                 t.scalars);
+    alignas(64) uint32_t mask_words[BLOCK] = {}, rounding_words[BLOCK] = {};
+    std::copy(mask.words + range.from, mask.words + range.to, mask_words);
+    std::copy(rounding.words + range.from, rounding.words + range.to, rounding_words);
+    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, {mask_words, mask.shift},
+                 {rounding_words, rounding.shift}, t.scalars);
     std::memcpy(param, copy.param, n * kernel.param_size);
     std::memcpy(exp_avg, copy.exp_avg, n * kernel.moment_size);
     std::memcpy(exp_avg_sq, copy.exp_avg_sq, n * kernel.moment_size);
 }
 
 // The part of one tile of the whole parameter that lies in [t.begin, t.end), block by block:
-// visit(first element of the block, entries of it in the range, their bits, which half of them).
+// visit(first element of the block, entries of it in the range, bits of the mask, of rounding).
 template <typename Visit>
 INLINE void visit_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile,
                              const Visit& visit) {
-    alignas(64) uint32_t words[TILE / 2] = {};
+    alignas(64) uint32_t mask_words[TILE / 2] = {};
+    alignas(64) uint32_t rounding_words[TILE / 2];  // left alone unless something is rounded
     Drawer drawer(t.stream);
     for (int start = 0; start < TILE; start += BLOCK) {
         const int64_t element = tile * TILE + start;
         const Range range = inside_block(t, element);
-        uint32_t* const bits = words + start % (TILE / 2);
-        int shift = start < TILE / 2 ? 0 : 16;
-        if (t.source == SOURCE_ELEMENT && shift == 0 &&
-            !(range.empty() && inside_block(t, element + TILE / 2).empty()))
-            kernel.draw_block(uint64_t(tile * (TILE / 8) + start / 4), t.stream, bits);
+        const int at_word = start % (TILE / 2), shift = start < TILE / 2 ? 0 : 16;
+        Bits mask{mask_words + at_word, shift};
+        if (shift == 0 && !(range.empty() && inside_block(t, element + TILE / 2).empty())) {
+            const uint64_t group = uint64_t(tile * (TILE / 8) + start / 4);
+            if (t.source == SOURCE_ELEMENT)
+                kernel.draw_block(group, t.stream, mask_words + at_word);
+            if (kernel.stochastic) kernel.draw_block(group, t.rounding, rounding_words + at_word);
+        }
         if (range.empty()) continue;
         if (t.source == SOURCE_ROW) {
-            fill_rows(t, element, range, drawer, bits);
-            shift = 0;
+            fill_rows(t, element, range, drawer, mask_words + at_word);
+            mask.shift = 0;
         }
-        visit(element, range, bits, shift);
+        visit(element, range, mask, Bits{rounding_words + at_word, shift});
     }
 }
 
 inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile) {
     visit_contiguous(
-        t, kernel, tile, [&](int64_t element, Range range, const uint32_t* bits, int shift) {
+        t, kernel, tile, [&](int64_t element, Range range, Bits mask, Bits rounding) {
             if (range.to - range.from == BLOCK)
                 t.step_block(at(t.param, element, kernel.param_size),
                              at(t.grad, element, kernel.grad_size),
                              at(t.exp_avg, element, kernel.moment_size),
-                             at(t.exp_avg_sq, element, kernel.moment_size), bits, shift, t.scalars);
+                             at(t.exp_avg_sq, element, kernel.moment_size), mask, rounding,
+                             t.scalars);
             else
-                step_in_copy(t, kernel, element, range, bits, shift);
+                step_in_copy(t, kernel, element, range, mask, rounding);
         });
 }
 
@@ -161,8 +167,8 @@ INLINE uint32_t draw_entry(const Tensor& t, Drawer& drawer, int64_t element) {
 inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
     const int64_t end = std::min((tile + 1) * TILE, t.end - t.begin);
     Walk entry(t, tile * TILE);
-    Drawer drawer(t.stream);
-    alignas(64) uint32_t bits[BLOCK] = {};
+    Drawer drawer(t.stream), rounding_drawer(t.rounding);
+    alignas(64) uint32_t mask[BLOCK] = {}, rounding[BLOCK] = {};
     for (int64_t first = tile * TILE; first < end; first += BLOCK) {
         Copy copy;
         void *param[BLOCK], *exp_avg[BLOCK], *exp_avg_sq[BLOCK];
@@ -176,9 +182,11 @@ inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
                        kernel.grad_size);
             copy_entry(copy.exp_avg + i * kernel.moment_size, exp_avg[i], kernel.moment_size);
             copy_entry(copy.exp_avg_sq + i * kernel.moment_size, exp_avg_sq[i], kernel.moment_size);
-            bits[i] = draw_entry(t, drawer, entry.element);
+            mask[i] = draw_entry(t, drawer, entry.element);
+            if (kernel.stochastic) rounding[i] = rounding_drawer.u16(entry.element);
         }
-        t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, bits, 0, t.scalars);
+        t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, {mask, 0}, {rounding, 0},
+                     t.scalars);
         for (int i = 0; i < n; ++i) {
             copy_entry(param[i], copy.param + i * kernel.param_size, kernel.param_size);
             copy_entry(exp_avg[i], copy.exp_avg + i * kernel.moment_size, kernel.moment_size);

@@ -17,6 +17,7 @@ from .walk import BLOCK, TILES
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PREPARE_BLOCK = 512  # tensors per turn
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
+Signature = tuple[torch.dtype, torch.dtype, torch.dtype, bool]  # and: bf16 rounded at random
 
 
 def supports(dtypes: Dtypes) -> bool:
@@ -35,6 +36,7 @@ class Launch:
 
     Attributes:
         dtypes: of param, grad and moments.
+        stochastic: parameters are bfloat16 and rounded at random.
         strided: entries are located one by one.
         aligned: every origin is a multiple of 16 bytes; not looked at if ``strided``.
         chunks: int32 [n_chunks, 2] on the device: row of the tensor table, chunk within the tensor.
@@ -44,6 +46,7 @@ class Launch:
     """
 
     dtypes: Dtypes
+    stochastic: bool
     strided: bool
     aligned: bool
     chunks: Tensor
@@ -65,12 +68,12 @@ class TritonStep:
         self,
         tensor_table: Tensor,  # int64 CPU, see abi.py
         layout_table: Tensor,  # int64 CPU
-        dtypes: list[Dtypes],  # one per row of the tensor table
+        signatures: list[Signature],  # one per row of the tensor table
         n_groups: int,
         device: torch.device,
     ) -> None:
         self._host_table = tensor_table
-        self._dtypes = dtypes
+        self._signatures = signatures
         self._device = device
         self._pinned: list[Tensor] = []  # sources of uploads that a CUDA graph repeats
         n_tensors = len(tensor_table)
@@ -204,10 +207,11 @@ class TritonStep:
                         GRAD_DTYPE=grad_dtype,
                         MOMENT_DTYPE=moment_dtype,
                         MODES=launch.modes,
+                        STOCHASTIC=launch.stochastic,
                         **self._options(vector=4),
                     )
                 else:
-                    vector = vector_width(launch.dtypes, launch.modes)
+                    vector = vector_width(launch.dtypes, launch.modes, launch.stochastic)
                     dense_step[(len(launch.chunks),)](
                         launch.chunks,
                         self._tensor_table,
@@ -219,6 +223,7 @@ class TritonStep:
                         MODES=launch.modes,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
+                        STOCHASTIC=launch.stochastic,
                         **self._options(vector),
                     )
 
@@ -242,13 +247,16 @@ class TritonStep:
         return (origins % 16 == 0).all(dim=1)
 
     def _plan_launches(self) -> list[Launch]:
-        members: dict[tuple[Dtypes, bool, bool], list[int]] = {}
+        members: dict[tuple[Signature, bool, bool], list[int]] = {}
         strided = (self._host_table[:, abi.LAYOUT] >= 0).tolist()
-        for row, key in enumerate(zip(self._dtypes, strided, self._aligned.tolist(), strict=True)):
+        for row, key in enumerate(
+            zip(self._signatures, strided, self._aligned.tolist(), strict=True)
+        ):
             # strided kernels load entry by entry, whatever the alignment
             members.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
         launches = []
-        for (dtypes, is_strided, aligned), found in members.items():
+        for (signature, is_strided, aligned), found in members.items():
+            dtypes, stochastic = signature[:3], signature[3]
             rows = torch.tensor(found)
             table = self._host_table[rows]
             if is_strided:
@@ -264,7 +272,9 @@ class TritonStep:
                 chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
                 chunks = chunks.to(torch.int32).to(self._device)
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
-                launches.append(Launch(dtypes, is_strided, aligned, chunks, modes, rows, n_chunks))
+                launches.append(
+                    Launch(dtypes, stochastic, is_strided, aligned, chunks, modes, rows, n_chunks)
+                )
         return launches
 
     def _plan_sums(self) -> tuple[Tensor, Tensor]:
@@ -296,13 +306,13 @@ _LIGHT_MODES = (1 << abi.SOURCE_NONE * abi.N_SITES) | sum(
 )
 
 
-def vector_width(dtypes: Dtypes, modes: int) -> int:
+def vector_width(dtypes: Dtypes, modes: int, stochastic: bool = False) -> int:
     """Neighbouring elements per thread: 128 bits hold 4 of 32 bits, or 8 of 16.
 
     Where 8 would spill registers, 16-bit tensors too go by 4, in 64-bit accesses.
     """
     narrow = all(dtype.itemsize == 2 for dtype in dtypes)
-    return 8 if narrow and not modes & ~_LIGHT_MODES else 4
+    return 8 if narrow and not stochastic and not modes & ~_LIGHT_MODES else 4
 
 
 def launch_options(vector: int, backend: str) -> dict[str, int | bool]:

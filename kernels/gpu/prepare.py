@@ -28,6 +28,7 @@ KEEP = tl.constexpr(1)  # SOURCE_TENSOR: the decision
 THRESHOLD = tl.constexpr(2)  # [0, 65536]
 DRAW = tl.constexpr(3)  # bits of a uint32, as are the halves of the key
 KEY_LOW, KEY_HIGH = tl.constexpr(4), tl.constexpr(5)
+ROUNDING_DRAW = tl.constexpr(6)  # masks may live for many steps, what rounds must not
 
 
 @triton.jit(do_not_specialize=["n_tensors"])
@@ -116,6 +117,8 @@ def prepare(
         tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
         tl.store(out + THRESHOLD, threshold, mask=valid)
         tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
+        rounding_draw = steps_finished.to(tl.uint32).to(tl.int32, bitcast=True)
+        tl.store(out + ROUNDING_DRAW, rounding_draw, mask=valid)
         tl.store(out + KEY_LOW, seed_low.to(tl.int32), mask=valid)
         tl.store(out + KEY_HIGH, seed_high.to(tl.int32), mask=valid)
     tl.debug_barrier()

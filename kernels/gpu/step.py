@@ -7,9 +7,17 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .philox import words_of_tile
+from .philox import u16_of_element, words_of_tile
 from .prepare import ACTIVE, FLOATS, INTS
-from .walk import TILES, chunk_tiles, keep_elements, keep_half_tile, load_key, locate
+from .walk import (
+    TILES,
+    chunk_tiles,
+    keep_elements,
+    keep_half_tile,
+    load_key,
+    load_rounding_key,
+    locate,
+)
 
 # kernels see globals only as constexpr
 _TILES, _TILE, _HALF = tl.constexpr(TILES), tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
@@ -68,6 +76,13 @@ def _adamw(
 
 
 @triton.jit
+def _round_to_bfloat16(value, bits):
+    """graddrop.reference.round_to_bfloat16: fp32 [n] with 16 bits each, uint32 [n]."""
+    cut = (value.to(tl.uint32, bitcast=True) + bits) >> 16
+    return tl.where(value == value, cut, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
 def _step_block(
     param_ptrs,  # [n] pointers
     grad_ptrs,  # [n] pointers
@@ -75,6 +90,7 @@ def _step_block(
     exp_avg_sq_ptrs,  # [n] pointers
     in_bounds,  # [n] bool, or None: all of them
     keep,  # as in _adamw
+    rounding_bits,  # uint32 [n], 16 random bits each to round a bfloat16 param; None: to nearest
     scalars,  # as in _adamw
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
@@ -96,7 +112,11 @@ def _step_block(
         SITE,
     )
     # store
-    tl.store(param_ptrs, new_param.to(param.dtype), mask=in_bounds)
+    if rounding_bits is None:
+        rounded = new_param.to(param.dtype)
+    else:
+        rounded = _round_to_bfloat16(new_param, rounding_bits)
+    tl.store(param_ptrs, rounded, mask=in_bounds)
     tl.store(exp_avg_ptrs, new_exp_avg.to(exp_avg.dtype), mask=in_bounds)
     tl.store(exp_avg_sq_ptrs, new_exp_avg_sq.to(exp_avg_sq.dtype), mask=in_bounds)
 
@@ -130,6 +150,7 @@ def _dense_chunk(
     SITE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     FULL: tl.constexpr,  # no bounds to check; a mask would cost the 128-bit loads
 ):
     """Step the elements of n_tiles tiles."""
@@ -144,10 +165,16 @@ def _dense_chunk(
     scalars = _load_scalars(floats)
     key = load_key(row, ints)
     threshold, stream, draw, seed, row_size, decision = key
+    rounding_stream, rounding_draw = load_rounding_key(row, ints)
 
     for i in range(n_tiles):
         tile = first_tile + i
         words = None
+        rounding_words = None
+        if STOCHASTIC:
+            rounding_words = words_of_tile(
+                tile.to(tl.uint64), rounding_stream, rounding_draw, seed, VECTOR
+            )
         if SOURCE == _SOURCE_ELEMENT:
             words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR)
         for half in tl.static_range(2):
@@ -157,6 +184,9 @@ def _dense_chunk(
             if not FULL:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
+            rounding_bits = None
+            if STOCHASTIC:
+                rounding_bits = (rounding_words >> (16 * half)) & 0xFFFF
             _step_block(
                 param + start + offset,
                 grad + start + offset,
@@ -164,6 +194,7 @@ def _dense_chunk(
                 exp_avg_sq + start + offset,
                 in_bounds,
                 keep,
+                rounding_bits,
                 scalars,
                 SOURCE,
                 SITE,
@@ -182,6 +213,7 @@ def dense_step(
     MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m
     ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
     VECTOR: tl.constexpr,  # neighbouring elements per thread: 8 where all dtypes have 16 bits
+    STOCHASTIC: tl.constexpr,  # parameters are bfloat16 and rounded at random
 ):
     """Step one chunk of a tensor that is one contiguous range of its whole parameter."""
     chunk = chunks + tl.program_id(0) * 2
@@ -211,6 +243,7 @@ def dense_step(
                                 site,
                                 ALIGNED,
                                 VECTOR,
+                                STOCHASTIC,
                                 True,
                             )
                         else:
@@ -227,6 +260,7 @@ def dense_step(
                                 site,
                                 ALIGNED,
                                 VECTOR,
+                                STOCHASTIC,
                                 False,
                             )
 
@@ -242,6 +276,7 @@ def strided_step(
     GRAD_DTYPE: tl.constexpr,
     MOMENT_DTYPE: tl.constexpr,
     MODES: tl.constexpr,  # as in dense_step
+    STOCHASTIC: tl.constexpr,  # as in dense_step
 ):
     """Step one block of a tensor of any strides, each entry finding its own bits."""
     chunk = chunks + tl.program_id(0) * 2
@@ -259,6 +294,13 @@ def strided_step(
         exp_avg_sq = tl.load(row + _EXP_AVG_SQ).to(tl.pointer_type(MOMENT_DTYPE)) + at_moment
         scalars = _load_scalars(floats)
         key = load_key(row, ints)
+        threshold, stream, draw, seed, row_size, decision = key
+        rounding_bits = None
+        if STOCHASTIC:
+            rounding_stream, rounding_draw = load_rounding_key(row, ints)
+            rounding_bits = u16_of_element(
+                element.to(tl.uint64), rounding_stream, rounding_draw, seed
+            )
         for source in tl.static_range(_N_SOURCES):
             for site in tl.static_range(_N_SITES):
                 if (_ONE << (_N_SITES * source + site)) & MODES:
@@ -271,6 +313,7 @@ def strided_step(
                             exp_avg_sq,
                             in_bounds,
                             keep,
+                            rounding_bits,
                             scalars,
                             source,
                             site,

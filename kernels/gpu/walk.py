@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .. import abi
 from .philox import interleave4, u16_of_element
-from .prepare import DRAW, KEEP, KEY_HIGH, KEY_LOW, THRESHOLD
+from .prepare import DRAW, KEEP, KEY_HIGH, KEY_LOW, ROUNDING_DRAW, THRESHOLD
 
 TILES = 16  # tiles of 1024 elements per chunk: what one program walks in a contiguous tensor
 BLOCK = 512  # entries per program in a strided one
@@ -14,7 +14,8 @@ BLOCK = 512  # entries per program in a strided one
 _TILES, _TILE, _HALF = tl.constexpr(TILES), tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _BLOCK = tl.constexpr(BLOCK)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
-_STREAM, _ROW_SIZE = tl.constexpr(abi.STREAM), tl.constexpr(abi.ROW_SIZE)
+_STREAM, _ROUNDING = tl.constexpr(abi.STREAM), tl.constexpr(abi.ROUNDING)
+_ROW_SIZE = tl.constexpr(abi.ROW_SIZE)
 _N_DIMS, _SIZES = tl.constexpr(abi.N_DIMS), tl.constexpr(abi.SIZES)
 _PARAM_STRIDES = tl.constexpr(abi.PARAM_STRIDES)
 _GRAD_STRIDES = tl.constexpr(abi.GRAD_STRIDES)
@@ -51,6 +52,15 @@ def load_key(row, ints):
         (high << 32) | low,
         tl.load(row + _ROW_SIZE).to(tl.uint64),
         tl.load(ints + KEEP) != 0,
+    )
+
+
+@triton.jit
+def load_rounding_key(row, ints):
+    """(stream, draw) of the bits that round a tensor: two uint32 scalars."""
+    return (
+        tl.load(row + _ROUNDING).to(tl.uint32),
+        tl.load(ints + ROUNDING_DRAW).to(tl.uint32, bitcast=True),
     )
 
 
