@@ -19,6 +19,7 @@ PACKAGES = [
     "graddrop.kernels.gpu",
     "graddrop.xglue",
     "graddrop.xglue.mini",
+    "graddrop.xglue.report",
 ]
 
 # For compilers that take GCC's options. No -march: one binary serves every machine, and the source

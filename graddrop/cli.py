@@ -10,6 +10,8 @@ COMMANDS = (
     ("demo", "graddrop.xglue.demo", "invent a benchmark, pretrain, compare methods on it"),
     ("pretrain", "graddrop.xglue.pretrain", "pretrain a small XLM-R on raw text files"),
     ("finetune", "graddrop.xglue.finetune", "fine-tune on one XGLUE task, score every language"),
+    ("report", "graddrop.xglue.report", "compare the runs below a folder: tables, tests, figures"),
+    ("sweep", "graddrop.xglue.sweep", "run tasks x methods x drop probabilities x seeds"),
     ("score", "graddrop.xglue.score", "score prediction files as the benchmark does"),
 )
 

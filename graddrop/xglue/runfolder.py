@@ -18,6 +18,7 @@ from typing import Any
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
+FAILURE_FILE = "failure.json"
 SEAL_FILE = "seal.json"
 LOCK_FILE = ".lock"
 
@@ -36,12 +37,24 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         OSError: If the disk is full or the folder cannot be written; `path` is then unchanged.
     """
+    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all.
+
+    Args:
+        path: Where; an older file of that name stays until the new one is complete.
+        content: All of it.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; `path` is then unchanged.
+    """
     # The name of the process keeps two writers apart; the suffix keeps readers away.
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        with draft.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -1,0 +1,34 @@
+"""A report on the runs below a folder: tables, tests, figures, as Markdown and as a web page.
+
+    from graddrop.xglue.report import write_report
+    write_report(Path("runs"))
+
+What is compared is in `collect`, how in `comparison` and `gains` with the tests of `statistics`;
+each section of the report is a file (`scores`, `resources`, `origin`) that yields blocks of a
+`document`, which `markdown` and `webpage` write down.
+"""
+
+import argparse
+from pathlib import Path
+
+from graddrop.xglue.report.document import Table
+from graddrop.xglue.report.markdown import render_table
+from graddrop.xglue.report.write import MARKDOWN_FILE, WEBPAGE_FILE, write_report
+
+__all__ = ["add_arguments", "run", "write_report"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with runs, at any depth")
+    parser.add_argument(
+        "--text-sizes", type=Path, metavar="FILE", help="JSON, {language: size of its text}"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and print its first table."""
+    blocks = write_report(args.folder, args.text_sizes)
+    print(render_table(next(block for block in blocks if isinstance(block, Table))))
+    print(f"{args.folder / MARKDOWN_FILE}\n{args.folder / WEBPAGE_FILE}")
+    return 0

@@ -1,0 +1,284 @@
+"""The runs below a folder, as one experiment whose parts can be compared."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graddrop.xglue.methods import METHODS
+from graddrop.xglue.runfolder import CONFIG_FILE, FAILURE_FILE, RESULT_FILE, read_json
+from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
+
+KNOBS = ("granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
+"""Settings that belong to a method: they may differ between the two runs of a pair."""
+
+# What neither makes a run another one nor changes its scores.
+_IRRELEVANT = frozenset(
+    ("eval_batch_size", "log_steps", "save_steps", "report_to", "keep_checkpoints")
+    + ("write_predictions", "eval_all")
+)
+_IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", *KNOBS))
+_NEEDED = ("task", "config", "data", "metric", "scores", "history", "seconds", "versions")
+
+
+class ReportError(ValueError):
+    """A folder of which no report can be made."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a method with all that its runs share, whatever their task and seed.
+
+    Args:
+        method: Name of the method.
+        drop_prob: Its drop probability; None for methods that have none.
+        knobs: Settings of the method (`KNOBS`) that were set by hand, by name.
+        settings: Other settings in which the runs of some task differ, by name.
+    """
+
+    method: str
+    drop_prob: float | None = None
+    knobs: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name of the arm in tables and figures, such as `graddrop p=0.5`."""
+        rate = () if self.drop_prob is None else (f"p={self.drop_prob:g}",)
+        return " ".join(
+            [self.method, *rate, *(f"{name}={value}" for name, value in self.knobs + self.settings)]
+        )
+
+    @property
+    def masks(self) -> bool:
+        """Whether gradients are masked."""
+        return METHODS[self.method].preset is not None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        name: Its folder, relative to that of the report.
+        arm: What it does.
+        result: What `graddrop.xglue.train.finetune` returned.
+    """
+
+    name: str
+    arm: Arm
+    result: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.result["task"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.result["config"]["seed"]
+
+    @property
+    def metric(self) -> str:
+        """Name of the task's official score."""
+        return self.result["metric"]
+
+    def scores(self, split: str, metric: str) -> dict[str, float]:
+        """Return a metric of a split by language, as fractions."""
+        return {code: row[metric] for code, row in self.result["scores"][split].items()}
+
+    def score(self, split: str) -> float | None:
+        """Return the official score, the mean over languages; None where there is none."""
+        values = list(self.scores(split, self.metric).values())
+        return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs on the same data from the same model.
+
+    Args:
+        runs: The finished ones, by task, arm and seed.
+        failed: Last line of the error of each failed run, by name.
+        unfinished: Names of the runs that were begun.
+    """
+
+    runs: tuple[Run, ...]
+    failed: Mapping[str, str]
+    unfinished: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """Model that was fine-tuned, as the runs name it."""
+        return self.runs[0].result["config"]["model"]
+
+    @property
+    def data(self) -> str:
+        """Data, as the runs name them."""
+        return self.runs[0].result["data"]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the benchmark's order."""
+        return sorted({run.task for run in self.runs}, key=list(TASKS).index)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """What is compared, in the order of the table of methods."""
+        return sorted({run.arm for run in self.runs}, key=_arm_order)
+
+    def of(self, task: str, arm: Arm | None = None) -> list[Run]:
+        """Return the runs of a task, or of an arm in it, by seed."""
+        return [run for run in self.runs if run.task == task and arm in (None, run.arm)]
+
+    def languages(self, task: str, split: str) -> list[str]:
+        """Return the languages scored in a task, in the benchmark's order."""
+        scored = {code for run in self.of(task) for code in run.result["scores"][split]}
+        order = TASKS[task].languages
+        return [code for code in order if code in scored] + sorted(scored - set(order))
+
+
+def collect(folder: Path) -> Experiment:
+    """Read every run below a folder.
+
+    Args:
+        folder: A folder with run folders at any depth.
+
+    Raises:
+        ReportError: If no run has finished; if runs differ in data or model; if two runs are the
+            same; if runs of a task that agree in their settings were scored in other languages; if
+            a result is not of the expected form.
+        RunFolderError: If a file is not JSON.
+        OSError: If a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: expected a folder of runs, found none; check the path")
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob(RESULT_FILE)):
+        results[_name(path, folder)] = _checked(path, read_json(path))
+    failed, unfinished = _not_finished(folder, results)
+    if not results:
+        found = f"{len(failed)} failed, {len(unfinished)} unfinished" if failed else "none"
+        raise ReportError(
+            f"{folder}: expected finished runs ({RESULT_FILE}), found {found}; "
+            "finish a run, or name the folder above your runs"
+        )
+    _refuse_mixture(results, "data", lambda result: result["data"])
+    _refuse_mixture(results, "model", lambda result: result["config"]["model"])
+    varying = _varying_settings(result["config"] for result in results.values())
+    runs = [Run(name, _arm(result["config"], varying), result) for name, result in results.items()]
+    runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.seed))
+    _refuse_repetition(runs)
+    _refuse_other_languages(runs)
+    return Experiment(tuple(runs), failed, tuple(unfinished))
+
+
+def _not_finished(
+    folder: Path, finished: Mapping[str, Any]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the errors of the runs that failed, the names of those that were only begun."""
+    failed: dict[str, str] = {}
+    for path in sorted(folder.rglob(FAILURE_FILE)):
+        name = _name(path, folder)
+        if name not in finished:
+            failed[name] = read_json(path)["error"]
+    begun = []
+    for path in sorted(folder.rglob(CONFIG_FILE)):
+        name = _name(path, folder)
+        config = read_json(path) if name not in finished and name not in failed else {}
+        # A model's folder has a file of this name as well.
+        if isinstance(config, dict) and {"task", "method", "seed"} <= config.keys():
+            begun.append(name)
+    return failed, tuple(begun)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.parent.relative_to(folder).as_posix()
+
+
+def _checked(path: Path, result: Any) -> dict[str, Any]:
+    """Refuse what `graddrop finetune` did not write."""
+    missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise ReportError(
+            f"{path}: expected the result of a fine-tuning run, found no {missing[0]!r}; "
+            "move the file away"
+        )
+    config = result["config"]
+    for key, table in (("task", TASKS), ("method", METHODS)):
+        if config.get(key) not in table:
+            raise ReportError(
+                f"{path}: unknown {key} {config.get(key)!r}; expected one of {', '.join(table)}"
+            )
+    return result
+
+
+def _refuse_mixture(results: Mapping[str, dict[str, Any]], what: str, value: Any) -> None:
+    """A mean over several models or benchmarks would mean nothing."""
+    examples: dict[str, str] = {}
+    for name, result in results.items():
+        examples.setdefault(value(result), name)
+    if len(examples) > 1:
+        found = "; ".join(f"{key} in {name}" for key, name in examples.items())
+        raise ReportError(
+            f"expected runs that share their {what}, found {len(examples)} ({found}); "
+            "make a report of each folder"
+        )
+
+
+def _refuse_repetition(runs: Sequence[Run]) -> None:
+    seen: dict[tuple[str, Arm, int], str] = {}
+    for run in runs:
+        key = (run.task, run.arm, run.seed)
+        if key in seen:
+            raise ReportError(
+                f"{seen[key]} and {run.name} are the same run ({run.task}, {run.arm.label}, "
+                f"seed {run.seed}); move one of them away"
+            )
+        seen[key] = run.name
+
+
+def _refuse_other_languages(runs: Sequence[Run]) -> None:
+    """A mean over languages compares only with one over the same languages."""
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        for split in EVAL_SPLITS:
+            other = first.setdefault((run.task, run.arm.settings, split), run)
+            ours, theirs = (set(some.result["scores"][split]) for some in (run, other))
+            if ours != theirs:
+                raise ReportError(
+                    f"{other.name} and {run.name} were scored in other languages "
+                    f"({split}: {', '.join(sorted(ours ^ theirs))}); run one of them again"
+                )
+
+
+def _varying_settings(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the settings in which the runs of one task differ, in alphabetical order."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for config in configs:
+        for name in config.keys() - _IDENTITY - _IRRELEVANT:
+            values.setdefault((config["task"], name), set()).add(_text(config[name]))
+    return sorted({name for (_, name), found in values.items() if len(found) > 1})
+
+
+def _arm(config: Mapping[str, Any], varying: Sequence[str]) -> Arm:
+    method = METHODS[config["method"]]
+    # Without masks the knobs of masking decide nothing: such runs are the same.
+    relevant = KNOBS if method.preset else KNOBS[-1:] if method.trains == "gradually" else ()
+    knobs = tuple((name, _text(config[name])) for name in relevant if config.get(name))
+    return Arm(
+        config["method"],
+        config["drop_prob"] if method.drop_prob else None,
+        knobs,
+        tuple((name, _text(config.get(name))) for name in varying),
+    )
+
+
+def _arm_order(arm: Arm) -> tuple[Any, ...]:
+    return (list(METHODS).index(arm.method), arm.drop_prob or 0.0, arm.knobs, arm.settings)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,50 @@
+"""How the figures of a report look, and how they become files."""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 9.0
+"""Inches; text of 9 points is then readable on a page of A4."""
+
+# Okabe and Ito's colours, told apart by colour-blind people; the dashes tell them apart in print.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+Style = tuple[str, str | tuple[int, tuple[int, ...]]]
+"""A colour, and dashes as matplotlib takes them."""
+
+
+def line_style(index: int) -> Style:
+    """Return the look of a line.
+
+    Args:
+        index: Number of the line, from 0. The first seven differ in colour and in dashes; the next
+            ones repeat the colours with other dashes, 49 in all.
+    """
+    rounds, place = divmod(index, len(_COLORS))
+    return _COLORS[place], _DASHES[(place + rounds) % len(_DASHES)]
+
+
+def plain_axes(axes: "Axes", title: str, x: str, y: str) -> None:
+    """Label a panel, and take away what carries no information."""
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg(figure: "Figure") -> bytes:
+    """Return a figure as an SVG file; equal figures give equal bytes."""
+    import matplotlib
+
+    buffer = BytesIO()
+    # The names inside the file hang on the salt, which is random by default.
+    with matplotlib.rc_context({"svg.hashsalt": "graddrop", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

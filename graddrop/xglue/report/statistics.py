@@ -1,0 +1,169 @@
+"""What a handful of seeds can say: intervals, paired tests, rank correlations."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONFIDENCE = 0.95
+
+MIN_PAIRS = 3
+"""Pairs below which no test is made: two give one degree of freedom, on which any p rests on the
+assumption of normality alone."""
+
+MIN_LANGUAGES = 5
+"""Points below which no correlation is tested: the best of the 4! orders has a two-sided p of 1/12,
+so no outcome could be significant."""
+
+RESAMPLES = 9999
+
+# Differences of scores closer than this are rounding: a score is a ratio of counts.
+_NO_SPREAD = 1e-9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with the interval that its spread allows.
+
+    Args:
+        mean: Of the values.
+        half_width: Half of the two-sided 95 % t interval; None with fewer than two values.
+        n: Number of values.
+    """
+
+    mean: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation.
+
+    Args:
+        rho: In [-1, 1].
+        low: Lower end of the 95 % bootstrap interval.
+        high: Its upper end.
+        p: Two-sided, of the permutation test.
+        n: Number of points.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Estimate a mean with its t interval (Student 1908).
+
+    Assumes that the values are independent draws from about a normal distribution.
+
+    Args:
+        values: At least one.
+    """
+    from scipy import stats
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Estimate(mean, None, n)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    return Estimate(mean, float(quantile * stats.sem(values)), n)
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p of a paired t test (the mean difference is zero).
+
+    Args:
+        differences: One per pair.
+
+    Returns:
+        None with fewer than `MIN_PAIRS` pairs, or where all differences are the same: then the
+        test has no spread to judge by.
+    """
+    from scipy import stats
+
+    if len(differences) < MIN_PAIRS or max(differences) - min(differences) < _NO_SPREAD:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct a family of tests so that the chance of any false finding stays below the level.
+
+    Holm 1979, Scandinavian Journal of Statistics 6: the k-th smallest of m is multiplied by
+    m - k + 1, and never falls below those before it.
+
+    Args:
+        p_values: Of the tests; None for those that were not made, which do not count.
+    """
+    made = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(made):
+        largest = max(largest, min(1.0, (len(made) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation | None:
+    """Correlate ranks, with a bootstrap interval and a permutation test.
+
+    The interval is the percentile interval over resampled points (Efron 1979), rough for few of
+    them; the test compares with all orders of `y` up to seven points, with `RESAMPLES` random ones
+    beyond. Both take the points as independent.
+
+    Args:
+        x: Numbers.
+        y: As many.
+        seed: Of the resampling.
+
+    Returns:
+        None with fewer than `MIN_LANGUAGES` points, or where all of `x` or of `y` are the same.
+    """
+    from scipy import stats
+
+    if len(x) < MIN_LANGUAGES or any(max(v) - min(v) < _NO_SPREAD for v in (x, y)):
+        return None
+    interval = stats.bootstrap(
+        (x, y),
+        _spearman,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    test = stats.permutation_test(
+        (y,),
+        lambda shuffled, axis: _spearman(x, shuffled, axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        rng=seed,
+    )
+    return Correlation(
+        float(stats.spearmanr(x, y).statistic),
+        float(interval.low),
+        float(interval.high),
+        float(test.pvalue),
+        len(x),
+    )
+
+
+def _spearman(x: Any, y: Any, axis: int = -1) -> "np.ndarray":
+    """Correlate ranks along an axis; where a resample has no spread, there is no correlation: 0."""
+    import numpy as np
+    from scipy import stats
+
+    ranks = [stats.rankdata(values, axis=axis) for values in (x, y)]
+    a, b = (rank - rank.mean(axis=axis, keepdims=True) for rank in ranks)
+    spread = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
+    product = (a * b).sum(axis=axis)
+    return np.divide(product, spread, out=np.zeros_like(product), where=spread > 0)
