@@ -99,7 +99,7 @@ def test_a_file_holds_settings_and_flags_win(tmp_path: Path) -> None:
     [
         ('task = "pos"\nrate = 1\n', "unknown setting 'rate'; known: task, data"),
         ("task = pos", "expected TOML"),
-        ('task = "pos"', "expected --data, on the command line or in --config"),
+        ('task = "pos"', "run.toml: data is missing"),
         ('task = "pos"\ndata = "D"\noutput = "O"\nlr = "big"', "a setting has the wrong type"),
     ],
 )

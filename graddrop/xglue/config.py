@@ -111,6 +111,12 @@ class FinetuneConfig:
         _one_of("method", self.method, tuple(METHODS))
         _one_of("select", self.select, SELECTIONS)
         _one_of("precision", self.precision, PRECISIONS)
+        for language in self.languages:
+            if language not in get_task(self.task).languages:
+                raise ValueError(
+                    f"task {self.task} has no language {language!r}; "
+                    f"expected some of {', '.join(get_task(self.task).languages)}"
+                )
         for kind in self.exempt:
             _one_of("exempt", kind, tuple(EXEMPTIONS))
         for name in _POSITIVE:

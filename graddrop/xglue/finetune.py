@@ -1,24 +1,22 @@
 """The command `graddrop finetune`."""
 
 import argparse
-import dataclasses
 import os
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from graddrop.mask import GRANULARITIES
 from graddrop.reference import SITES
 from graddrop.xglue.config import PRECISIONS, SELECTIONS, FinetuneConfig
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.scoretable import score_table
+from graddrop.xglue.settings import SETTINGS, make_config, read_settings
 from graddrop.xglue.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--config", type=Path, help="TOML file with any of the settings below; flags win"
+        "--config", type=Path, help="TOML or YAML file with any of the settings below; flags win"
     )
     parser.add_argument("--task", choices=tuple(TASKS))
     parser.add_argument("--data", help="folder, .tar.gz, hub or hub-archive")
@@ -101,38 +99,13 @@ def config_from(args: argparse.Namespace) -> FinetuneConfig:
     """Return the configuration that a parsed command line stands for.
 
     Raises:
-        ValueError: If a setting is missing, unknown or out of its range.
+        ValueError: If a setting is missing, unknown, of the wrong type or out of its range.
         OSError: If the file with settings cannot be read.
     """
-    names = [field.name for field in dataclasses.fields(FinetuneConfig)]
     given = read_settings(args.config) if args.config else {}
-    given |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    for name, value in given.items():
-        if name not in names:
-            raise ValueError(f"{args.config}: unknown setting {name!r}; known: {', '.join(names)}")
-        if isinstance(value, list):
-            given[name] = tuple(value)
-    for name in ("task", "data", "output"):
-        if name not in given:
-            raise ValueError(f"expected --{name}, on the command line or in --config")
-    try:
-        return FinetuneConfig(**given)
-    except TypeError as error:
-        raise ValueError(f"{args.config}: a setting has the wrong type ({error})") from error
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a TOML file of settings; dashes in names count as underscores.
-
-    Raises:
-        ValueError: If it is not TOML.
-        OSError: If it cannot be read.
-    """
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: expected TOML ({error})") from error
-    return {name.replace("-", "_"): value for name, value in settings.items()}
+    flags = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    origin = f"command line and {args.config}" if args.config else "command line"
+    return make_config(given | flags, origin)
 
 
 def _period(text: str) -> str | int:

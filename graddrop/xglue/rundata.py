@@ -32,7 +32,6 @@ class RunData:
     Raises:
         DataError: If the training set, or the English dev set that picks the checkpoint, is
             missing, empty or malformed.
-        ValueError: If a language does not belong to the task.
     """
 
     def __init__(self, config: FinetuneConfig, source: Source) -> None:

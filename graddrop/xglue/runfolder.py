@@ -4,6 +4,7 @@ config.json     what was asked for; written first
 checkpoints/    the Trainer's checkpoints, each with a seal once it is whole
 model/          final weights and tokenizer
 predictions/    predictions in the official format, if asked for
+failure.json    why the last attempt failed, if a sweep saw it fail; gone once the run has finished
 result.json     scores; written last, so a folder with it is finished
 """
 
@@ -13,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ LOCK_FILE = ".lock"
 
 class RunFolderError(ValueError):
     """An output folder that this run must not touch."""
+
+
+class RunFolderBusyError(RunFolderError):
+    """An output folder in which another process is at work."""
 
 
 def write_json(path: Path, value: object) -> None:
@@ -147,9 +153,11 @@ class RunFolder:
         if self.path.exists():
             if not self.path.is_dir():
                 raise RunFolderError(f"{self.path} is a file; expected a folder for the output")
-            # A run killed while it wrote its configuration leaves its lock and a draft.
+            # A run killed while it wrote its configuration leaves its lock and a draft; one that
+            # failed before it began, as for lack of data, leaves the record of that.
+            own = (LOCK_FILE, FAILURE_FILE)
             names = (entry.name for entry in self.path.iterdir())
-            strangers = sorted(n for n in names if n != LOCK_FILE and not n.endswith(".tmp"))
+            strangers = sorted(n for n in names if n not in own and not n.endswith(".tmp"))
             if strangers:
                 raise RunFolderError(
                     f"{self.path} is not empty and holds no {CONFIG_FILE} "
@@ -171,7 +179,7 @@ class RunFolder:
         """Keep other processes out of the folder, which is made where it does not exist.
 
         Raises:
-            RunFolderError: If another process is at work in it.
+            RunFolderBusyError: If another process is at work in it.
             OSError: If it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -179,11 +187,24 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunFolderError(
+                raise RunFolderBusyError(
                     f"another process is at work in {self.path}; wait for it, or choose another "
                     "output folder"
                 ) from None
             yield
+
+    def is_busy(self) -> bool:
+        """Return whether some process is at work in the folder; change nothing."""
+        try:
+            lock = (self.path / LOCK_FILE).open()
+        except FileNotFoundError:
+            return False
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None."""
@@ -192,9 +213,40 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any], keep_checkpoints: bool) -> None:
         """Write the result, then remove the checkpoints unless they are to be kept."""
+        # First, so that no finished run is ever also a failed one.
+        (self.path / FAILURE_FILE).unlink(missing_ok=True)
         write_json(self.path / RESULT_FILE, result)
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return the record of a failed last attempt (see `fail`), or None."""
+        file = self.path / FAILURE_FILE
+        return read_json(file) if file.exists() else None
+
+    def fail(self, error: str) -> dict[str, Any]:
+        """Record that an attempt has failed.
+
+        Args:
+            error: A traceback, or another account of what happened.
+
+        Returns:
+            What `failure.json` holds: `attempts` (how many have failed so far), `time` (UTC),
+            `error` (the last line) and `traceback` (all of it).
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        before = self.failure()
+        self.path.mkdir(parents=True, exist_ok=True)
+        record = {
+            "attempts": 1 + (before["attempts"] if before else 0),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "error": error.strip().rpartition("\n")[2],
+            "traceback": error,
+        }
+        write_json(self.path / FAILURE_FILE, record)
+        return record
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint."""

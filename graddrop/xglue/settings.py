@@ -1,0 +1,128 @@
+"""Settings of fine-tuning runs, read from a TOML or YAML file."""
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from graddrop.xglue.config import FinetuneConfig
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(FinetuneConfig))
+"""Names of all settings."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of settings: TOML, or YAML if its name ends in `.yaml` or `.yml`.
+
+    Returns:
+        Values by name; dashes in names count as underscores.
+
+    Raises:
+        ValueError: If it is not TOML or not YAML, holds no table, or names a setting twice.
+        OSError: If it cannot be read.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in (".yaml", ".yml"):
+        values = _read_yaml(text, path)
+    else:
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: expected TOML ({error})") from error
+    return spelt(values, str(path))
+
+
+def spelt(values: Any, origin: str) -> dict[str, Any]:
+    """Return a table of settings whose names are spelt with underscores.
+
+    Args:
+        values: What a file has where a table is expected.
+        origin: Where it stands, for the messages.
+
+    Raises:
+        ValueError: If it is no table, or names a setting twice.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{origin}: expected a table of settings, got {values!r}")
+    by_name: dict[str, Any] = {}
+    for written, value in values.items():
+        name = written.replace("-", "_")
+        if name in by_name:
+            raise ValueError(f"{origin}: {name} is set twice")
+        by_name[name] = value
+    return by_name
+
+
+def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
+    """Make a configuration of settings as files have them: lists stand for tuples.
+
+    Args:
+        values: Settings by name.
+        origin: Where they come from, for the messages.
+
+    Raises:
+        ValueError: If a setting is missing, unknown, of the wrong type or out of its range.
+    """
+    types_ = get_type_hints(FinetuneConfig)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types_:
+            raise ValueError(f"{origin}: unknown setting {name!r}; known: {', '.join(SETTINGS)}")
+        if not _fits(value, types_[name]):
+            wanted = getattr(types_[name], "__name__", str(types_[name]))
+            raise ValueError(
+                f"{origin}: a setting has the wrong type ({name}: expected {wanted}, got {value!r})"
+            )
+        given[name] = tuple(value) if isinstance(value, list) else value
+    for name in ("task", "data", "output"):
+        if name not in given:
+            raise ValueError(f"{origin}: {name} is missing")
+    try:
+        return FinetuneConfig(**given)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value is of the type that a field is annotated with."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        of = get_args(hint)[0]
+        return isinstance(value, list | tuple) and all(_fits(item, of) for item in value)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _read_yaml(text: str, path: Path) -> Any:
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe, and free of two traps of YAML 1.1 for settings."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            """Refuse a name that stands twice; the last one would win silently."""
+            names = [key.value for key, _ in node.value]
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{twice[0]} is set twice", node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    # 5e-6 is a number, not a text, as in YAML 1.2.
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        "-+.0123456789",
+    )
+    try:
+        values = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML ({error})") from error
+    return {} if values is None else values
