@@ -24,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-sizes", type=Path, metavar="FILE", help="JSON, {language: size of its text}"
     )
+    parser.add_argument(
+        "--data", help="the runs' data: adds the score of the most frequent label, for comparison"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its first table."""
-    blocks = write_report(args.folder, args.text_sizes)
+    blocks = write_report(args.folder, args.text_sizes, args.data)
     print(render_table(next(block for block in blocks if isinstance(block, Table))))
     print(f"{args.folder / MARKDOWN_FILE}\n{args.folder / WEBPAGE_FILE}")
     return 0

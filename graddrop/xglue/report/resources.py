@@ -36,8 +36,8 @@ def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterato
         )
         return
     yield Paragraph(
-        "Do languages with little pretraining text gain more from masking, or lose less, than those "
-        "with much? A negative rank correlation of gain and size says yes."
+        "Do languages with little pretraining text gain more from masking, or lose less, than "
+        "those with much? A negative rank correlation of gain and size says yes."
     )
     overall = ALL_TASKS if len(experiment.tasks) > 1 else experiment.tasks[0]
     for control in CONTROLS:

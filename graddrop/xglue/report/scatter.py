@@ -32,6 +32,8 @@ def draw_gains(entries: Sequence[Gains], sizes: TextSizes) -> "Figure":
     rows = -(-len(entries) // _COLUMNS)
     figure = Figure(figsize=(WIDTH, 0.4 + 3.3 * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharey=True, sharex=True)
+    for axes in panels.flat:
+        axes.margins(0.08, 0.18)  # of all: panels share their limits
     for axes in panels.flat[len(entries) :]:
         axes.set_visible(False)
     named: list[tuple[Axes, list[str], list[tuple[float, float]]]] = []
@@ -46,7 +48,6 @@ def draw_gains(entries: Sequence[Gains], sizes: TextSizes) -> "Figure":
         plain_axes(axes, title, unit, "gain (points)")
         axes.tick_params(labelleft=True, labelbottom=True)
         axes.xaxis.set_major_formatter(lambda size, _: amount(size))
-        axes.margins(0.08, 0.18)
         named.append((axes, codes, points))
     # Where the points lie on the page is known only now, and must not change any more.
     figure.draw_without_rendering()
@@ -65,6 +66,8 @@ def _verdict(entry: Gains) -> str:
 
 def _name_points(axes: "Axes", codes: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
     """Write each code beside its point where it covers nothing, with a line if that is far."""
+    from matplotlib.patheffects import withStroke
+
     figure = axes.get_figure(root=True)
     assert figure is not None
     scale = 72 / figure.dpi
@@ -84,6 +87,7 @@ def _name_points(axes: "Axes", codes: Sequence[str], points: Sequence[tuple[floa
             fontsize=_FONT,
             ha="center",
             va="center",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
             arrowprops=(
                 {"arrowstyle": "-", "linewidth": 0.5, "color": "#666666", "shrinkA": 3}
                 if abs(offset) > 1.2 * _FONT

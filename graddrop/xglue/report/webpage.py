@@ -44,7 +44,8 @@ a { color: var(--link); }
 nav ul { padding-left: 1.2rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; max-width: 46rem; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 thead th { background: var(--soft); vertical-align: bottom; white-space: normal;

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from graddrop.xglue.majority import majority_scores
 from graddrop.xglue.report.collect import Experiment, collect
 from graddrop.xglue.report.document import Block, Heading, Items, Picture
 from graddrop.xglue.report.figures import svg
@@ -19,6 +20,8 @@ from graddrop.xglue.report.scores import (
 from graddrop.xglue.report.textsizes import TextSizes, text_sizes
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.runfolder import write_file
+from graddrop.xglue.sources import open_source
+from graddrop.xglue.tasks import TASKS
 
 MARKDOWN_FILE = "report.md"
 WEBPAGE_FILE = "report.html"
@@ -26,7 +29,7 @@ PICTURES_FOLDER = "report-figures"
 
 
 def write_report(
-    folder: Path, sizes_file: Path | None = None, baselines: Baselines | None = None
+    folder: Path, sizes_file: Path | None = None, data: str | None = None
 ) -> list[Block]:
     """Write `report.md`, `report.html` and the figures beside them.
 
@@ -35,7 +38,8 @@ def write_report(
     Args:
         folder: Folder with the runs, at any depth; the report is put into it.
         sizes_file: JSON with the sizes of the pretraining texts, see `textsizes.text_sizes`.
-        baselines: Scores of a trivial answer, to be shown beside those of the runs.
+        data: The data of the runs, see `graddrop.xglue.sources.open_source`, to show beside their
+            scores that of the most frequent label.
 
     Returns:
         The report's blocks.
@@ -43,11 +47,12 @@ def write_report(
     Raises:
         ReportError: If the runs make no report, see `collect.collect`.
         ValueError: If the file of sizes is malformed.
+        DataError: If the data are missing or malformed.
         OSError: If a file cannot be read or written; each file is whole or as it was before.
     """
     experiment = collect(folder)
     sizes = text_sizes(experiment.model, folder, sizes_file)
-    blocks = list(_blocks(experiment, sizes, baselines or {}))
+    blocks = list(_blocks(experiment, sizes, _baselines(experiment, data) if data else {}))
     pictures = folder / PICTURES_FOLDER
     pictures.mkdir(exist_ok=True)
     names = {f"{block.name}.svg": block.svg for block in blocks if isinstance(block, Picture)}
@@ -63,6 +68,16 @@ def write_report(
 
 _SMALLEST = 50_000_000
 """Parameters below which a model is no peer of those with published scores (270 M and more)."""
+
+
+def _baselines(experiment: Experiment, data: str) -> Baselines:
+    source = open_source(data)
+    return {
+        task: majority_scores(
+            TASKS[task], source, experiment.of(task)[0].result["config"]["limit_eval"]
+        )
+        for task in experiment.tasks
+    }
 
 
 def _blocks(
