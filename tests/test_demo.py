@@ -41,8 +41,8 @@ def test_the_table_is_what_was_measured(finished: tuple[Path, list[dict[str, Any
     """Each number of the table is the stored one of its language, method and metric."""
     output, results = finished
     assert [result["config"]["method"] for result in results] == ["standard", "graddrop"]
-    for result in results:
-        stored = output / "runs" / f"pos-{result['config']['method']}-0" / "result.json"
+    for result, name in zip(results, ("standard", "graddrop-p0.5"), strict=True):
+        stored = output / "runs" / f"pos-{name}-s0" / "result.json"
         assert json.loads(stored.read_text()) == result
     rows = {
         cells[0]: cells[1:]
@@ -83,7 +83,7 @@ def test_the_majority_baseline_is_a_constant_answer(
 def test_a_second_call_repeats_nothing(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     """Parts that are there are kept, lost ones are made again, and the results are the same."""
     output, results = finished
-    kept = [output / "model/model.safetensors", output / "runs/pos-standard-0/result.json"]
+    kept = [output / "model/model.safetensors", output / "runs/pos-standard-s0/result.json"]
     before = [path.stat().st_mtime_ns for path in kept]
     table = (output / "table.txt").read_bytes()
     (output / "table.txt").unlink()

@@ -7,19 +7,14 @@ interrupted goes on where it stopped.
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.curves import draw_curves
 from graddrop.xglue.data import evaluation_languages, load_split
 from graddrop.xglue.methods import METHODS
@@ -27,6 +22,8 @@ from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.pretrain import RESULT_FILE, PretrainConfig, pretrain
 from graddrop.xglue.runfolder import RunFolder, read_json
 from graddrop.xglue.sources import open_source
+from graddrop.xglue.sweep import sweep
+from graddrop.xglue.sweepplan import SweepPlan
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, get_task
 
 
@@ -70,10 +67,11 @@ def demo(output: Path, plan: DemoPlan | None = None, seed: int = 0) -> list[dict
         seed: Of the invented languages and of the pretraining.
 
     Returns:
-        The results of the runs (see `graddrop.xglue.train.finetune`), by task, method and seed.
+        The results of the runs (see `graddrop.xglue.train.finetune`), by seed, task and method.
 
     Raises:
         RunFolderError: If the folder holds something else, or a demonstration of another plan.
+        SweepError: If a run failed.
         OSError: If the folder cannot be written.
     """
     plan = plan or DemoPlan()
@@ -82,7 +80,7 @@ def demo(output: Path, plan: DemoPlan | None = None, seed: int = 0) -> list[dict
     folder.check(asked, resume=True)
     folder.claim(asked)
 
-    data, model, runs = output / "data", output / "model", output / "runs"
+    data, model = output / "data", output / "model"
     if not data.exists():
         with _part("Inventing nine tasks in nine languages"):
             write_mini_xglue(data, plan.size, seed)
@@ -91,19 +89,13 @@ def demo(output: Path, plan: DemoPlan | None = None, seed: int = 0) -> list[dict
             text = str(data / "text")
             pretrain(PretrainConfig(text, str(model), seed=seed, **plan.pretraining))
     with _part("Fine-tuning on English"):
-        configs = [
-            FinetuneConfig(
-                task=task,
-                method=method,
-                seed=run_seed,
-                data=str(data),
-                model=str(model),
-                output=str(runs / f"{task}-{method}-{run_seed}"),
-                **plan.finetuning,
-            )
-            for task, method, run_seed in product(plan.tasks, plan.methods, plan.seeds)
-        ]
-        results = _run_all(configs, runs)
+        comparison = SweepPlan(
+            tasks=plan.tasks,
+            methods=plan.methods,
+            seeds=plan.seeds,
+            settings={"data": str(data), "model": str(model), **plan.finetuning},
+        )
+        results = sweep(comparison, output)
     text_bytes = read_json(model / RESULT_FILE)["bytes"]
     tables = [
         demo_table(
@@ -206,47 +198,6 @@ def _part(title: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     print(f"{title}: {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def _run_all(configs: Sequence[FinetuneConfig], runs: Path) -> list[dict[str, Any]]:
-    """Run side by side, one core each: a model this small gains little from a second one."""
-    from tqdm.auto import tqdm
-
-    from graddrop.xglue.train import finetune
-
-    unfinished = [config for config in configs if RunFolder(Path(config.output)).result() is None]
-    if unfinished:
-        runs.mkdir(exist_ok=True)
-        with ProcessPoolExecutor(
-            min(len(unfinished), os.cpu_count() or 1),
-            # Not a fork: the threads of torch would not survive it.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(runs,),
-        ) as pool:
-            jobs = [pool.submit(_run, config) for config in unfinished]
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc="Fine-tuning", unit="run"):
-                job.result()
-    # Finished runs are read back, not run: what is shown is what is stored.
-    return [finetune(config, resume=True) for config in configs]
-
-
-def _start_worker(runs: Path) -> None:
-    """Give a worker one thread, and a file for what it prints: two bars share no terminal."""
-    import torch
-
-    torch.set_num_threads(1)
-    log = os.open(runs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-    os.close(log)
-
-
-def _run(config: FinetuneConfig) -> None:
-    from graddrop.xglue.train import finetune
-
-    finetune(config, resume=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
