@@ -10,7 +10,9 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 
 from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
 from graddrop.xglue.report.comparison import ALL_TASKS, compare, scores_by_seed
+from graddrop.xglue.report.document import Items
 from graddrop.xglue.report.gains import gains
+from graddrop.xglue.report.origin import origin_section
 from graddrop.xglue.report.textsizes import CC100_GIB, text_sizes
 from graddrop.xglue.tasks import TASKS
 from tests.report_runs import make_result, put, sweep
@@ -134,7 +136,7 @@ def test_the_control_has_the_same_rate(tmp_path: Path) -> None:
 
 
 def test_other_settings_make_another_arm(tmp_path: Path) -> None:
-    """A learning rate parts arms and their pairs; a method's own knobs part arms alone."""
+    """A learning rate parts arms and their pairs; a knob of the method alone does neither."""
     for lr, value in ((1e-5, 0.5), (2e-5, 0.6)):
         put(tmp_path / str(lr), qadsm("standard", 0, value, lr=lr))
         put(tmp_path / str(lr), qadsm("graddrop", 0, value + lr, lr=lr, site="freeze"))
@@ -142,10 +144,27 @@ def test_other_settings_make_another_arm(tmp_path: Path) -> None:
     assert [arm.label for arm in found.arms] == [
         "standard lr=1e-05",
         "standard lr=2e-05",
-        "graddrop p=0.5 site=freeze lr=1e-05",
-        "graddrop p=0.5 site=freeze lr=2e-05",
+        "graddrop p=0.5 lr=1e-05",
+        "graddrop p=0.5 lr=2e-05",
     ]
     assert [c.difference.mean for c in compare(found)] == pytest.approx([1e-5, 2e-5])
+
+
+def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
+    """Each is paired with the same control, whatever the control's own knobs say."""
+    put(tmp_path, qadsm("standard", 0, 0.5, exempt=("head",)))
+    for site, value in (("freeze", 0.6), ("update", 0.8)):
+        put(tmp_path / site, qadsm("graddrop", 0, value, site=site, exempt=("head",)))
+    found = compare(collect(tmp_path))
+    assert [c.arm.label for c in found] == [
+        "graddrop p=0.5 site=freeze",
+        "graddrop p=0.5 site=update",
+    ]
+    assert {c.control for c in found} == {STANDARD}
+    assert [c.difference.mean for c in found] == pytest.approx([0.1, 0.3])
+    items = next(block for block in origin_section(collect(tmp_path)) if isinstance(block, Items))
+    assert 'All runs of graddrop: exempt = ["head"].' in items.texts
+    assert not any("site" in text for text in items.texts)
 
 
 def test_the_mean_over_tasks_needs_them_all(tmp_path: Path) -> None:

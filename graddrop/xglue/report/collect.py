@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Arm:
     Args:
         method: Name of the method.
         drop_prob: Its drop probability; None for methods that have none.
-        knobs: Settings of the method (`KNOBS`) that were set by hand, by name.
+        knobs: Settings of the method (`KNOBS`) in which its runs differ, by name.
         settings: Other settings in which the runs of some task differ, by name.
     """
 
@@ -167,8 +168,13 @@ def collect(folder: Path) -> Experiment:
         )
     _refuse_mixture(results, "data", lambda result: result["data"])
     _refuse_mixture(results, "model", lambda result: result["config"]["model"])
-    varying = _varying_settings(result["config"] for result in results.values())
-    runs = [Run(name, _arm(result["config"], varying), result) for name, result in results.items()]
+    configs = [result["config"] for result in results.values()]
+    knobs = _varying(configs, "method", KNOBS)
+    settings = _varying(configs, "task", set().union(*configs) - _IDENTITY - _IRRELEVANT)
+    runs = [
+        Run(name, _arm(result["config"], knobs, settings), result)
+        for name, result in results.items()
+    ]
     runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.seed))
     _refuse_repetition(runs)
     _refuse_other_languages(runs)
@@ -254,25 +260,30 @@ def _refuse_other_languages(runs: Sequence[Run]) -> None:
                 )
 
 
-def _varying_settings(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the settings in which the runs of one task differ, in alphabetical order."""
+def _varying(configs: Sequence[Mapping[str, Any]], within: str, names: Iterable[str]) -> list[str]:
+    """Return the settings in which runs that agree in another one differ, in alphabetical order."""
     values: dict[tuple[str, str], set[str]] = {}
-    for config in configs:
-        for name in config.keys() - _IDENTITY - _IRRELEVANT:
-            values.setdefault((config["task"], name), set()).add(_text(config[name]))
+    for config, name in product(configs, names):
+        values.setdefault((config[within], name), set()).add(_text(config.get(name)))
     return sorted({name for (_, name), found in values.items() if len(found) > 1})
 
 
-def _arm(config: Mapping[str, Any], varying: Sequence[str]) -> Arm:
+def knobs_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the knobs of a run's method that were set by hand.
+
+    Without masks those of masking decide nothing: such runs are the same.
+    """
     method = METHODS[config["method"]]
-    # Without masks the knobs of masking decide nothing: such runs are the same.
     relevant = KNOBS if method.preset else KNOBS[-1:] if method.trains == "gradually" else ()
-    knobs = tuple((name, _text(config[name])) for name in relevant if config.get(name))
+    return {name: _text(config[name]) for name in relevant if config.get(name)}
+
+
+def _arm(config: Mapping[str, Any], knobs: Sequence[str], settings: Sequence[str]) -> Arm:
     return Arm(
         config["method"],
-        config["drop_prob"] if method.drop_prob else None,
-        knobs,
-        tuple((name, _text(config.get(name))) for name in varying),
+        config["drop_prob"] if METHODS[config["method"]].drop_prob else None,
+        tuple((name, value) for name, value in knobs_of(config).items() if name in knobs),
+        tuple((name, _text(config.get(name))) for name in settings),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from graddrop.xglue.report import format
-from graddrop.xglue.report.collect import Experiment, Run
+from graddrop.xglue.report.collect import Experiment, Run, knobs_of
 from graddrop.xglue.report.document import Block, Heading, Items, Table
 
 _SETTINGS = (
@@ -31,6 +31,7 @@ def origin_section(experiment: Experiment) -> Iterator[Block]:
             f"Model: {experiment.model}; parameters with a head: {_values(sizes)}.",
             f"Data: {experiment.data}.",
             f"Seeds: {_values(str(run.seed) for run in sorted(runs, key=lambda r: r.seed))}.",
+            *_knobs(runs),
             "Versions: "
             + ", ".join(f"{name} {_versions(runs, name)}" for name in _packages(runs))
             + ".",
@@ -73,6 +74,17 @@ def origin_section(experiment: Experiment) -> Iterator[Block]:
 def _times(task: str, method: str, runs: Sequence[Run]) -> list[str]:
     totals = [sum(run.result["seconds"][kind] for run in runs) for kind in ("train", "evaluate")]
     return [task, method, str(len(runs)), *(f"{total:,.0f}" for total in totals)]
+
+
+def _knobs(runs: Sequence[Run]) -> Iterator[str]:
+    """Name what was set by hand of each method, where it is not in the method's label."""
+    lines: dict[str, None] = {}
+    for run in runs:
+        shown = dict(run.arm.knobs)
+        for name, value in knobs_of(run.result["config"]).items():
+            if name not in shown:
+                lines[f"All runs of {run.arm.method}: {name} = {value}."] = None
+    yield from lines
 
 
 def _setting(run: Run, key: str) -> str:
