@@ -219,7 +219,7 @@ def test_rendering_escapes_every_kind_of_text() -> None:
     blocks = [
         Heading(evil, 1),
         Paragraph(evil),
-        Table(evil, [evil, "x"], [[evil, evil]], apart=1),
+        Table("t", evil, [evil, "x"], [[evil, evil]], apart=1),
     ]
     html = render_webpage(blocks)
     assert "<b>" not in html
@@ -231,7 +231,7 @@ def test_rendering_escapes_every_kind_of_text() -> None:
 
 def test_a_table_reads_as_plain_text() -> None:
     """Names to the left, numbers to the right, wide characters counted as two columns."""
-    shown = render_table(Table("", ["a", "b", "c"], [["中文", "x", "1.0"]], names=2))
+    shown = render_table(Table("t", "", ["a", "b", "c"], [["中文", "x", "1.0"]], names=2))
     assert shown.splitlines() == [
         "| a    | b   |   c |",
         "| ---- | --- | --: |",

@@ -11,8 +11,9 @@ each section of the report is a file (`scores`, `resources`, `origin`) that yiel
 import argparse
 from pathlib import Path
 
-from graddrop.xglue.report.document import Table
+from graddrop.xglue.report.document import find_table
 from graddrop.xglue.report.markdown import render_table
+from graddrop.xglue.report.scores import XGLUE_TABLE
 from graddrop.xglue.report.write import MARKDOWN_FILE, WEBPAGE_FILE, write_report
 
 __all__ = ["add_arguments", "run", "write_report"]
@@ -32,6 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its first table."""
     blocks = write_report(args.folder, args.text_sizes, args.data)
-    print(render_table(next(block for block in blocks if isinstance(block, Table))))
+    print(render_table(find_table(blocks, XGLUE_TABLE)))
     print(f"{args.folder / MARKDOWN_FILE}\n{args.folder / WEBPAGE_FILE}")
     return 0

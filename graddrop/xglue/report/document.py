@@ -31,6 +31,7 @@ class Table:
     """Cells under a caption.
 
     Args:
+        name: By which `find_table` finds it.
         caption: What the table shows, with its unit.
         columns: Heads of the columns; the first names the rows.
         rows: As many cells in each as there are columns.
@@ -38,6 +39,7 @@ class Table:
         apart: How many of the last columns are not of the same origin as the others.
     """
 
+    name: str
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -61,3 +63,15 @@ class Picture:
 
 
 Block = Heading | Paragraph | Items | Table | Picture
+
+
+def find_table(blocks: Sequence[Block], name: str) -> Table:
+    """Return a table of a document.
+
+    Raises:
+        LookupError: If there is none of that name.
+    """
+    for block in blocks:
+        if isinstance(block, Table) and block.name == name:
+            return block
+    raise LookupError(f"no table {name!r}")

@@ -37,7 +37,7 @@ def _render(block: Block, pictures: str) -> str:
             return _escaped(text)
         case Items(texts):
             return "\n".join(f"- {_escaped(text)}" for text in texts)
-        case Table(caption):
+        case Table(caption=caption):
             return f"**{_escaped(caption)}**\n\n{render_table(block)}"
         case Picture(name, caption):
             return f"![{_escaped(caption)}]({pictures}/{name}.svg)\n\n*{_escaped(caption)}*"

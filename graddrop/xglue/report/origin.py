@@ -38,6 +38,7 @@ def origin_section(experiment: Experiment) -> Iterator[Block]:
         ]
     )
     yield Table(
+        "settings",
         "Settings by task, the same for all methods unless a method's name says otherwise",
         ["task", *(name for name, _ in _SETTINGS)],
         [
@@ -58,6 +59,7 @@ def origin_section(experiment: Experiment) -> Iterator[Block]:
         if experiment.of(task, arm)
     ]
     yield Table(
+        "seconds",
         "Runs, and seconds in all",
         ["task", "method", "runs", "training", "evaluation"],
         [*rows, _times("all", "", runs)],

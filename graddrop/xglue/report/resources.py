@@ -46,7 +46,9 @@ def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterato
             yield from _overview(chosen, control, sizes)
     single = [entry for entry in entries if entry.task != overall]
     if single:
-        yield _correlations("Rank correlation of gain and size, task by task", single)
+        yield _correlations(
+            "correlation-by-task", "Rank correlation of gain and size, task by task", single
+        )
     yield Items([*_notes(experiment, entries, sizes)])
 
 
@@ -65,6 +67,7 @@ def _overview(entries: Sequence[Gains], control: str, sizes: TextSizes) -> Itera
     )
     tasks = {code: max(entry.tasks.get(code, 0) for entry in entries) for code in codes}
     yield Table(
+        f"gain-over-{control}",
         f"Gain over {control} on test in points of the official score",
         ["language", f"text ({sizes.unit})", "tasks", *(entry.arm.label for entry in entries)],
         [
@@ -77,7 +80,9 @@ def _overview(entries: Sequence[Gains], control: str, sizes: TextSizes) -> Itera
             for code in codes
         ],
     )
-    yield _correlations(f"Rank correlation of gain over {control} and size", entries)
+    yield _correlations(
+        f"correlation-{control}", f"Rank correlation of gain over {control} and size", entries
+    )
 
 
 def _gain(entry: Gains, code: str) -> str:
@@ -85,7 +90,7 @@ def _gain(entry: Gains, code: str) -> str:
     return format.NOTHING if value is None else format.points(value)
 
 
-def _correlations(caption: str, entries: Sequence[Gains]) -> Table:
+def _correlations(name: str, caption: str, entries: Sequence[Gains]) -> Table:
     rows = []
     for entry in entries:
         found = entry.correlation
@@ -103,7 +108,7 @@ def _correlations(caption: str, entries: Sequence[Gains]) -> Table:
             ]
         )
     heads = ["gain", "task", "pairs", "languages", "Spearman", "95 % interval", "p", "p (Holm)"]
-    return Table(caption, heads, rows, names=2)
+    return Table(name, caption, heads, rows, names=2)
 
 
 def _notes(experiment: Experiment, entries: Sequence[Gains], sizes: TextSizes) -> Iterator[str]:

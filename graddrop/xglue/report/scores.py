@@ -22,6 +22,14 @@ from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, TRAIN_LANGUAGE
 Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Score of a trivial answer on test, as a fraction: task, metric, language."""
 
+XGLUE_TABLE = "xglue"
+"""Name of the table of all official scores."""
+
+
+def table_name(task: str, split: str, metric: str) -> str:
+    """Return the name of the table of a task's languages."""
+    return f"{task}-{split}-{metric}"
+
 
 def xglue_section(experiment: Experiment, with_published: bool) -> Iterator[Block]:
     """Show the official scores of every task and arm.
@@ -44,6 +52,7 @@ def xglue_section(experiment: Experiment, with_published: bool) -> Iterator[Bloc
         rows.append([_task_name(experiment, task), *cells, *others])
     heads = [f"published: {entry.name} ({entry.parameters})" for entry in published]
     yield Table(
+        XGLUE_TABLE,
         "Official score on test, mean over languages, in %: mean over seeds ± half of the 95 % "
         "interval (number of seeds)",
         ["task", *(arm.label for arm in experiment.arms), *heads],
@@ -94,6 +103,7 @@ def difference_section(experiment: Experiment) -> Iterator[Block]:
         chosen = [c for c in comparisons if c.control.method == control]
         if chosen:
             yield Table(
+                f"difference-to-{control}",
                 f"Official score on test less that of {control}, in points",
                 ["task", "method", "difference", "95 % interval", "pairs", "p", "p (Holm)"],
                 [_difference_row(experiment, comparison) for comparison in chosen],
@@ -188,6 +198,7 @@ def language_table(
     official = "official score, " if metric == TASKS[task].score else ""
     counts = {len(experiment.of(task, arm)) for arm in arms}
     return Table(
+        table_name(task, split, metric),
         f"{task}, {split}: {official}{metric.replace('_', ' ')} in %, "
         f"mean over seeds ({_span(counts)})",
         ["language", *([f"text ({sizes.unit})"] if sizes else []), *columns],
