@@ -342,7 +342,7 @@ class TritonExecutor:
 
 def _moves(pointers: list[int], grads: Sequence[Tensor]) -> Tensor | None:
     """Bytes that each gradient has moved, int64, None if none has; ``pointers`` follow them."""
-    found = [grad.data_ptr() for grad in grads]
+    found = list(map(Tensor.data_ptr, grads))
     if found == pointers:
         return None
     moves = torch.tensor(found, dtype=torch.int64) - torch.tensor(pointers, dtype=torch.int64)

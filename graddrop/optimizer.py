@@ -18,8 +18,9 @@ from .entries import entries_of
 from .groups import Group, complete, draw_of, knobs_of
 from .overlap import check_disjoint
 from .plan import Plan
+from .premises import Premises
 from .schedules import Schedule
-from .sharding import local_grad, local_tensor, shard_of
+from .sharding import local_grads, local_tensor, shard_of
 from .tables import Knobs
 
 _PICKLED = ("_state_dtype", "_backend", "_schedules", "max_grad_norm", "masked_norm", "grad_norm")
@@ -130,6 +131,7 @@ class FusedGradDropAdamW(Optimizer):
         self._schedules: list[Schedule | None] = []
         self._counters = Counters()
         self._plan: Plan | None = None
+        self._premises: Premises  # of the plan, when there is one
         self._checked_knobs: list[Knobs] = []
         defaults = {
             "lr": lr,
@@ -291,6 +293,8 @@ class FusedGradDropAdamW(Optimizer):
 
     # -- the step ----------------------------------------------------------------------------------
 
+    # Kept out of compiled graphs, as parts of torch's optimizers are: tables hold addresses.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step.
@@ -314,11 +318,12 @@ class FusedGradDropAdamW(Optimizer):
         clipping = clipping_of(self.max_grad_norm, self.masked_norm)
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
-        grads = [local_grad(param) for param in params]
-        if self._plan is None or not self._plan.fits(params, grads, self.state, knobs):
+        grads = local_grads(params)
+        if self._plan is None or not self._premises.hold(params, grads, self.state, knobs):
             entries, states = entries_of(self.param_groups, grads, self.state, self._initial_state)
             self._plan = Plan(params, entries, knobs, self._backend)
             self.state.update(states)  # all checks have passed
+            self._premises = Premises(params, grads, self.state, knobs)
         keys = list(self._plan.executors)
         counters = self._counters.on(keys, self.param_groups)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)

@@ -1,6 +1,7 @@
 """Where a (possibly distributed) parameter's local data lies in the whole; sums over all of it."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from .mask import Shard
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
+_GRAD = attrgetter("grad")
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
@@ -40,6 +42,25 @@ def local_grad(param: Tensor) -> Tensor | None:
     if _is_dtensor(grad) and grad.placements != placed.placements:
         grad = grad.redistribute(placed.device_mesh, placed.placements)
     return local_tensor(grad)
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are torch's own kinds, whose local data is all their data."""
+    return _PLAIN.issuperset(map(type, tensors))
+
+
+def local_tensors(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """:func:`local_tensor` of each; plain ones, the usual case, are looked at in one go."""
+    if are_plain(tensors):
+        return tensors
+    return [local_tensor(tensor) for tensor in tensors]
+
+
+def local_grads(params: Sequence[Tensor]) -> list[Tensor | None]:
+    """:func:`local_grad` of each; plain ones, the usual case, are looked at in one go."""
+    if are_plain(params):
+        return list(map(_GRAD, params))
+    return [local_grad(param) for param in params]
 
 
 def shard_of(param: Tensor) -> Shard:

@@ -25,7 +25,7 @@ FLOORS = (
     ("graddrop.functional",),  # the step as a function
     ("graddrop.groups",),  # knobs in param groups
     ("graddrop.counters", "graddrop.checkpoint"),  # what a checkpoint saves
-    ("graddrop.entries",),  # the tensors of a step, checked
+    ("graddrop.entries", "graddrop.premises"),  # the tensors of a step, checked
     ("graddrop.optimizer", "graddrop.methods", "graddrop.testing"),
     ("graddrop",),  # the front door: what users import
     ("graddrop.xglue",),  # fine-tuning on XGLUE

@@ -1,0 +1,102 @@
+"""What a plan was made for, and whether it is still so: looked at before every step.
+
+This is the greater part of a step's host time, so everything is compared a list at a time, by
+functions that loop in C.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain, compress
+from operator import attrgetter, is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import STATE_KEYS
+from .sharding import are_plain, local_tensors
+from .tables import Knobs
+
+State = Mapping[Tensor, dict[str, Any]]
+_STATE = itemgetter(*STATE_KEYS)
+_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
+_SHAPE_AND_DEVICE = attrgetter("shape", "device")
+
+
+class Premises:
+    """Parameters, state and the layout of gradients at the time when a plan was made.
+
+    Gradients are not kept: between two steps their memory belongs to whoever needs it.
+
+    Args:
+        params: all parameters of the optimizer.
+        grads: their local gradients, None where there is none; the others are dense.
+        state: the optimizer's; each parameter with a gradient has all of its state.
+        knobs: one per group.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: State,
+        knobs: Sequence[Knobs],
+    ) -> None:
+        self._params = list(params)
+        self._structure = _structure(knobs)
+        self._present = [grad is not None for grad in grads]
+        self._moving = list(compress(params, self._present))
+        self._owners = list(state.values())  # dicts
+        self._own = [state[param] for param in self._moving]
+        self._held = list(chain.from_iterable(map(_STATE, self._own)))
+        self._addresses = self._find_addresses()
+        # torch sees to it that its own parameters have gradients of their shape and device.
+        self._plain = are_plain(params)
+        self._layouts = self._find_layouts(grads)
+
+    def hold(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: State,
+        knobs: Sequence[Knobs],
+    ) -> bool:
+        """Whether only values, or gradients' places, differ. Arguments as for the constructor.
+
+        Addresses are compared, not objects alone: ``.data = `` swaps the memory of a tensor.
+        """
+        try:
+            held = chain.from_iterable(map(_STATE, self._own))
+            return (
+                len(params) == len(self._params)
+                and len(state) == len(self._owners)
+                and all(map(is_, params, self._params))
+                and are_plain(params) == self._plain
+                and all(map(is_, state.values(), self._owners))
+                and all(map(is_, held, self._held))
+                and [grad is not None for grad in grads] == self._present
+                and _structure(knobs) == self._structure
+                and self._find_addresses() == self._addresses
+                and self._find_layouts(grads) == self._layouts
+            )
+        except KeyError:  # a part of the state is gone
+            return False
+
+    def _find_addresses(self) -> list[int]:
+        moved = chain(local_tensors(self._moving), local_tensors(self._held))
+        return list(map(Tensor.data_ptr, moved))
+
+    def _find_layouts(self, grads: Sequence[Tensor | None]) -> object:
+        """What the tables and the choice of code depend on beside the parameters."""
+        present: list[Any] = list(compress(grads, self._present))
+        layouts = set(map(_LAYOUT, present))
+        if layouts - {torch.strided}:
+            return layouts  # only strided tensors have strides; no plan is made for others
+        rest = None if self._plain else list(map(_SHAPE_AND_DEVICE, present))
+        return list(map(_DTYPE, present)), list(map(Tensor.stride, present)), rest
+
+
+def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
+    """What the tables' modes depend on."""
+    return [
+        (k.granularity, k.site, k.mask_decay, k.masks_nothing, k.stochastic_rounding) for k in knobs
+    ]
