@@ -1,0 +1,35 @@
+"""Functions that tests give to other processes; they load nothing that takes time."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def work(job: str) -> tuple[int, str | None, str]:
+    """Do what the job says; return the process, its GPU, and the job.
+
+    Raises:
+        ValueError: If told so.
+        RuntimeError: If told so.
+    """
+    what, _, rest = job.partition(" ")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        os._exit(3)
+    if what == "refuse":
+        raise ValueError("refused")
+    if what == "break":
+        raise RuntimeError("broken")
+    if what == "meet":  # whoever does the same on another device
+        place = Path(rest.partition(" ")[2])
+        place.mkdir(exist_ok=True)
+        (place / os.environ["CUDA_VISIBLE_DEVICES"]).touch()
+        deadline = time.monotonic() + 60
+        while len(list(place.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if what == "wait":
+        Path(rest).write_text(str(os.getpid()))
+        time.sleep(60)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), job
