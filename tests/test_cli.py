@@ -16,12 +16,13 @@ from graddrop.xglue.config import FinetuneConfig
 
 
 def test_help_is_quick() -> None:
-    """No command's help loads transformers or datasets, which take seconds."""
+    """The list of commands loads no torch, a command's help no transformers or datasets."""
     script = (
         "import sys; from graddrop.cli import COMMANDS, main\n"
         "for name in ['', *(name for name, _, _ in COMMANDS)]:\n"
         "    try: main([name, '--help'] if name else ['--help'])\n"
         "    except SystemExit as stop: assert stop.code == 0, name\n"
+        "    assert name or 'torch' not in sys.modules\n"
         "    heavy = {'transformers', 'datasets', 'tokenizers'} & set(sys.modules)\n"
         "    assert not heavy, (name, heavy)\n"
     )
