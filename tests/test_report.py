@@ -213,6 +213,19 @@ def test_text_of_runs_is_no_markup(tmp_path: Path) -> None:
     assert r'\<script\>alert("x")\</script\>\|\*y\*' in (folder / "report.md").read_text()
 
 
+def test_what_weakens_the_numbers_is_said(written: Path, tmp_path: Path) -> None:
+    """Scores of some examples, of a model without pretraining, of few languages; else nothing."""
+    settings = {"model": "tiny", "limit_eval": 200}
+    put(tmp_path, make_result("qam", "standard", 0, {"en": 0.5, "de": 0.4}, **settings))
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "only the first 200 examples of each file" in text
+    assert "The model was not pretrained" in text
+    assert "qam: mean over 2 of the 3 official languages; without fr." in text
+    whole = (written / "report.md").read_text()
+    assert not any(x in whole for x in ("only the first", "not pretrained", "of the 3 official"))
+
+
 def test_rendering_escapes_every_kind_of_text() -> None:
     """Heads, captions, cells and paragraphs alike; the negative control has no markup."""
     evil = "<b>|_&\"'"

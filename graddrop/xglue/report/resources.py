@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from graddrop.xglue.model import TINY
 from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS
@@ -22,6 +23,9 @@ def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterato
         sizes: Sizes of the pretraining texts, if they are known.
     """
     yield Heading("Under-resourced languages")
+    if sizes is None and experiment.model == TINY:
+        yield Paragraph("The model was not pretrained: no language has more text than another.")
+        return
     if sizes is None:
         yield Paragraph(
             f"How much text the model {experiment.model} read of each language in pretraining is "

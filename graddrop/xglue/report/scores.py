@@ -69,6 +69,10 @@ def _score_notes(experiment: Experiment) -> Iterator[str]:
     )
     if len(experiment.tasks) > 1:
         yield "The mean over tasks takes the seeds that have a run in every task of the table."
+    limits = {run.result["config"].get("limit_eval") for run in experiment.runs} - {None}
+    if limits:
+        shown = ", ".join(map(str, sorted(limits)))
+        yield f"Not whole test sets: only the first {shown} examples of each file were scored."
     for task in experiment.tasks:
         scored = experiment.languages(task, "test")
         lacking = [code for code in TASKS[task].languages if code not in scored]
