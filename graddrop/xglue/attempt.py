@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,8 +33,12 @@ def attempt(config: FinetuneConfig) -> str:
     if RunFolder(Path(config.output)).is_busy():
         return ELSEWHERE
     with _printing_to(log_file(config)):
+        from tqdm import tqdm
+
         from graddrop.xglue.train import finetune
 
+        # The default one is a semaphore of the system's, which a killed process leaves behind.
+        tqdm.set_lock(threading.RLock())
         began = datetime.now(UTC).isoformat(timespec="seconds")
         print(f"--- {began}, process {os.getpid()}", flush=True)
         try:
