@@ -16,7 +16,7 @@ def connect() -> int:
 
     Raises:
         ValueError: If Ray is not installed.
-        ConnectionError: If the cluster that `RAY_ADDRESS` names cannot be reached.
+        ConnectionError: If Ray gives up on the cluster that `RAY_ADDRESS` names, after minutes.
     """
     try:
         import ray
