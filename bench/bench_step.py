@@ -1,31 +1,39 @@
 """Time of one optimizer step, per workload and peer, next to torch's fused AdamW.
 
-Before each measured step of a peer, the baseline makes and is timed on a step of the same
-parameters, and memory is timed on one in-place pass: A B C A B C. What else the machine is doing
-then meets all alike, and ratios are taken within rounds. Every workload is larger than the cache,
-so each step finds its operands in memory. A peer of ours is measured only after its step has been
-judged against the reference on the very parameters.
+Before each measured step of a peer, the baseline makes and is timed on a step of fp32 parameters of
+the same shapes, and memory is timed on one in-place pass: A B C A B C. What else the machine is
+doing then meets all alike, and ratios are taken within rounds. Every workload is larger than the
+cache, so each step finds its operands in memory. No speed is reported of ours before a step has
+been judged against the reference on the very parameters.
 """
 
+import gc
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import Parameter
 
 from bench import bytes_model
-from bench.peers import DROP_PROB, LR, PEERS, SEED, one_pass
+from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, Stepper, one_pass
+from bench.record import NOT_MEASURED
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
 from graddrop.mask import Shard
 from graddrop.tables import Entry
 
+# Not of ours to forbid: what the peers' packages warn about.
+pytestmark = pytest.mark.filterwarnings("default")
+
 MEASURED_ON = {
     "cpu": ("50m", "xlmr-base", "10k"),
-    "cuda": ("50m", "xlmr-base", "xlmr-large", "10k"),
+    "cuda": ("xlmr-large", "xlmr-base", "llama-1b", "50m", "10k", "huge"),
 }
 WINDOW = 4099  # entries of a tensor that the reference judges
 BANDWIDTH_BUFFER = 64 << 20  # entries, 256 MiB: beyond every cache
@@ -49,7 +57,7 @@ def synchronized(run: Callable[[], object], device: torch.device) -> Callable[[]
     return run_to_the_end
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """How long ``run`` takes."""
     start = time.perf_counter()
     run()
@@ -78,7 +86,7 @@ def params(workload: Workload, device: torch.device) -> Iterator[list[Parameter]
 
 @pytest.fixture(scope="module")
 def baseline(params: list[Parameter], device: torch.device) -> Callable[[], None]:
-    """A step of the baseline on the same parameters."""
+    """A step of the baseline."""
     return synchronized(PEERS["fused"].make(params).step, device)
 
 
@@ -87,6 +95,18 @@ def in_place_pass(device: torch.device) -> Callable[[], None]:
     """One pass over a large tensor, read and written in place."""
     buffer = torch.ones(BANDWIDTH_BUFFER, device=device)
     return synchronized(lambda: buffer.mul_(1.0), device)
+
+
+def in_dtype(params: list[Parameter], dtype: torch.dtype) -> list[Parameter]:
+    """The parameters and their gradients in a dtype: themselves, or copies."""
+    if dtype == torch.float32:
+        return params
+    copies = []
+    for param in params:
+        assert param.grad is not None
+        copies.append(Parameter(param.detach().to(dtype)))
+        copies[-1].grad = param.grad.to(dtype)
+    return copies
 
 
 def window_of(param: Parameter, state: dict[str, torch.Tensor], stream_id: int) -> Entry:
@@ -130,21 +150,81 @@ def assert_step_is_the_reference(params: list[Parameter]) -> None:
         assert error <= 1, f"parameter {i} of shape {tuple(params[i].shape)}: {error}"
 
 
+def _with_version(package: str) -> str:
+    return f"{package} {version(package)}"
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory that this process holds, after letting go of what nobody needs."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def begin(peer: Peer, params: list[Parameter], n_tensors: int) -> tuple[Stepper | None, str | None]:
+    """A peer that has made its first step, or the reason why there is none."""
+    if peer.max_tensors is not None and n_tensors > peer.max_tensors:
+        return None, f"compiles code per tensor: not run on more than {peer.max_tensors}"
+    try:
+        stepper = peer.make(params)
+        stepper.step()
+        stepper.renew()
+    except Exception as error:
+        if peer.ours:
+            raise
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return None, f"{type(error).__name__}: {first_line[:120]}"
+    return stepper, None
+
+
+def on_the_host(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """What a step costs the host of a GPU: microseconds until it returns, kernel launches."""
+    if device.type != "cuda":
+        return {}
+    returned = []
+    for _ in range(20):
+        torch.cuda.synchronize(device)
+        returned.append(seconds(step))
+    torch.cuda.synchronize(device)
+    cuda = torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=[cuda]) as profile:
+        step()
+        torch.cuda.synchronize(device)
+    n_launches = sum(
+        event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith("Mem")
+        for event in profile.events() or []
+    )
+    return {"host_seconds": statistics.median(returned), "launches": n_launches}
+
+
 def test_step(
     benchmark,
     peer_key: str,
+    workload_key: str,
     workload: Workload,
     params: list[Parameter],
     baseline: Callable[[], None],
     in_place_pass: Callable[[], None],
     device: torch.device,
     quick: bool,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Measure one peer on one workload."""
     peer = PEERS[peer_key]
     if peer_key == "graddrop":
         assert_step_is_the_reference(params)
-    stepper = peer.make(params)
+    baseline()
+    own = in_dtype(params, peer.dtype)
+    before = used_bytes(device)
+    stepper, reason = begin(peer, own, len(workload.shapes))
+    if stepper is None:
+        request.config.stash[NOT_MEASURED].append(
+            {"workload": workload.name, "peer": peer.name, "reason": reason}
+        )
+        pytest.skip(f"not measured: {reason}")
+    state_bytes = used_bytes(device) - before
     rounds = 3 if quick else peer.rounds
     baseline_seconds, pass_seconds = [], []
 
@@ -165,11 +245,15 @@ def test_step(
         bytes_model.IN_PLACE_PASS * BANDWIDTH_BUFFER / statistics.median(pass_seconds[-rounds:])
     )
     benchmark.extra_info |= {
+        "workload_key": workload_key,
         "workload": workload.name,
         "n_tensors": len(workload.shapes),
         "n_elements": workload.n_elements,
+        "peer_key": peer_key,
         "peer": peer.name,
+        "package": None if peer.package is None or peer.ours else _with_version(peer.package),
         "bytes_per_element": peer.bytes_per_element,
+        "state_bytes": state_bytes,
         "ratio_to_baseline": {"median": middle, "quartiles": [low, high]},
         "pass_bytes_per_second": bytes_per_second,
         "device": str(device),
@@ -177,4 +261,5 @@ def test_step(
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load_average": os.getloadavg()[0],
+        **on_the_host(stepper.step, device),
     }

@@ -1,17 +1,32 @@
-"""Memory traffic of a step: bytes per entry of fp32 parameters, gradients and moments.
+"""Memory traffic of a step in bytes per entry.
 
 Each operation streams over operands larger than the cache, so each operand it reads or writes
 counts once for each. Lines that are only written count once, although a CPU may read them first.
 """
 
-_FP32 = 4
 _BOOL = 1
 
-# read param, grad, exp_avg, exp_avg_sq; write all but grad
-ADAMW = 7 * _FP32
+
+def adamw(param: int, moment: int) -> int:
+    """A step in one pass: read param, grad and both moments, write all but grad.
+
+    Args:
+        param: bytes of an entry of parameter and gradient.
+        moment: bytes of an entry of each moment.
+    """
+    return 3 * param + 4 * moment
+
+
+FP32 = adamw(4, 4)
 # write uniform numbers; read them, write the comparison; read both, write the gradient
-EAGER_RAND = _FP32 + (_FP32 + _BOOL) + (2 * _FP32 + _BOOL) + ADAMW
+EAGER_RAND = 4 + (4 + _BOOL) + (2 * 4 + _BOOL) + FP32
 # write zeros and ones; read them and the gradient, write the gradient
-EAGER_BERNOULLI = _FP32 + 3 * _FP32 + ADAMW
-# read and write one tensor: what bandwidth is measured with
-IN_PLACE_PASS = 2 * _FP32
+EAGER_BERNOULLI = 4 + 3 * 4 + FP32
+# read the gradient, write the masked and scaled one and the mask; then copy it back
+EAGER_DROPOUT = (2 * 4 + _BOOL) + 2 * 4 + FP32
+# read the gradient for its norm; read and write it
+CLIP_EAGER = 4 + 2 * 4 + FP32
+# read the gradient for its norm
+CLIP_IN_STEP = 4 + FP32
+# read and write one fp32 tensor: what bandwidth is measured with
+IN_PLACE_PASS = 2 * 4

@@ -1,7 +1,11 @@
-"""The command line of the benchmarks."""
+"""The command line of the benchmarks, and what a record says of what could not be measured."""
+
+from typing import Any
 
 import pytest
 import torch
+
+from bench.record import NOT_MEASURED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -9,6 +13,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("graddrop")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
     group.addoption("--quick", action="store_true", help="few rounds: does it run, roughly how")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin an empty list of what could not be measured."""
+    config.stash[NOT_MEASURED] = []
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Write that list into the record."""
+    output_json["not_measured"] = config.stash[NOT_MEASURED]
 
 
 @pytest.fixture(scope="session")

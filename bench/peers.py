@@ -1,10 +1,12 @@
-"""Who makes the step: GradDrop in one pass, and what people write today."""
+"""Who makes the step: GradDrop in one pass, what people write today, what other packages offer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import Parameter
+from torch.nn.functional import dropout
 
 from bench import bytes_model
 from graddrop import FusedGradDropAdamW
@@ -12,6 +14,8 @@ from graddrop import FusedGradDropAdamW
 LR = 1e-3
 DROP_PROB = 0.5
 SEED = 0
+MAX_NORM = 1.0
+F32, BF16 = torch.float32, torch.bfloat16
 
 
 def _nothing() -> None:
@@ -37,53 +41,70 @@ class Peer:
 
     Attributes:
         name: as the tables print it.
-        make: sets up the step of parameters that have gradients.
+        make: sets up the step of parameters that have gradients. Where that, or the first step,
+            fails, the tables say why.
         bytes_per_element: memory traffic of a step (:mod:`bench.bytes_model`); None: not modelled.
         rounds: how often a full run measures it; slow peers less often.
+        dtype: of the parameters and gradients.
+        package: whose version is recorded beside torch's.
+        masks: whether it is GradDrop at DROP_PROB.
+        max_tensors: it compiles code for each tensor, which takes too long beyond so many.
     """
 
     name: str
     make: Callable[[Sequence[Parameter]], Stepper]
-    bytes_per_element: int | None
+    bytes_per_element: int | None = None
     rounds: int = 15
+    dtype: torch.dtype = F32
+    package: str | None = None
+    masks: bool = False
+    max_tensors: int | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether a failure is ours, and not a row of a table."""
+        return self.package == "graddrop"
 
 
-def one_pass(params: Sequence[Parameter], drop_prob: float = DROP_PROB) -> FusedGradDropAdamW:
+def one_pass(params: Sequence[Parameter], drop_prob: float = DROP_PROB, **knobs: Any):
     """Our optimizer; like every peer, with torch's defaults but for the mask."""
-    return FusedGradDropAdamW(params, lr=LR, drop_prob=drop_prob, seed=SEED)
+    return FusedGradDropAdamW(params, lr=LR, drop_prob=drop_prob, seed=SEED, **knobs)
 
 
-def _graddrop(params: Sequence[Parameter]) -> Stepper:
-    return Stepper(one_pass(params).step)
+def _ours(**knobs: Any) -> Callable[[Sequence[Parameter]], Stepper]:
+    return lambda params: Stepper(one_pass(params, **knobs).step)
 
 
-def _exempt(params: Sequence[Parameter]) -> Stepper:
-    return Stepper(one_pass(params, drop_prob=0.0).step)
+def _torch(**knobs: Any) -> Callable[[Sequence[Parameter]], Stepper]:
+    return lambda params: Stepper(torch.optim.AdamW(params, lr=LR, **knobs).step)
 
 
-def _torch_fused(params: Sequence[Parameter]) -> Stepper:
-    return Stepper(torch.optim.AdamW(params, lr=LR, fused=True).step)
-
-
-def _torch_foreach(params: Sequence[Parameter]) -> Stepper:
-    return Stepper(torch.optim.AdamW(params, lr=LR, foreach=True).step)
+def _torch_compiled(params: Sequence[Parameter]) -> Stepper:
+    return Stepper(torch.compile(torch.optim.AdamW(params, lr=LR, foreach=True).step))
 
 
 def _eager(params: Sequence[Parameter], draw: Callable[[torch.Tensor], torch.Tensor]) -> Stepper:
     """GradDrop as it is written by hand: mask the gradients, then torch's fused AdamW."""
-    fused = _torch_fused(params)
+
+    def mask(grads: list[torch.Tensor]) -> None:
+        for grad in grads:
+            grad.mul_(draw(grad))
+
+    return _masked_first(params, mask)
+
+
+def _masked_first(
+    params: Sequence[Parameter], mask: Callable[[list[torch.Tensor]], object]
+) -> Stepper:
+    fused = _torch(fused=True)(params)
     grads = [param.grad for param in params if param.grad is not None]
     fresh = [grad.clone() for grad in grads]
 
     def step() -> None:
-        for grad in grads:
-            grad.mul_(draw(grad))
+        mask(grads)
         fused.step()
 
-    def renew() -> None:
-        torch._foreach_copy_(grads, fresh)
-
-    return Stepper(step, renew)
+    return Stepper(step, lambda: torch._foreach_copy_(grads, fresh))
 
 
 def _eager_rand(params: Sequence[Parameter]) -> Stepper:
@@ -94,19 +115,172 @@ def _eager_bernoulli(params: Sequence[Parameter]) -> Stepper:
     return _eager(params, lambda grad: torch.empty_like(grad).bernoulli_(1 - DROP_PROB))
 
 
+def _eager_dropout(params: Sequence[Parameter]) -> Stepper:
+    """With the dropout kernel, which masks and rescales; its rescaling is no change for Adam."""
+
+    def mask(grads: list[torch.Tensor]) -> None:
+        for grad in grads:
+            grad.copy_(dropout(grad, DROP_PROB, training=True))
+
+    return _masked_first(params, mask)
+
+
+def _compiled_mask(params: Sequence[Parameter]) -> Stepper:
+    """The masking alone is compiled: one pass over each gradient."""
+
+    def mask(grad: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.rand_like(grad) >= DROP_PROB, grad, 0.0)
+
+    compiled = torch.compile(mask, dynamic=True)
+
+    def mask_all(grads: list[torch.Tensor]) -> None:
+        for grad in grads:
+            grad.copy_(compiled(grad))
+
+    return _masked_first(params, mask_all)
+
+
+def _clip_then_fused(params: Sequence[Parameter]) -> Stepper:
+    return _masked_first(
+        params, lambda grads: torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+    )
+
+
+def _torchao_8bit(params: Sequence[Parameter]) -> Stepper:
+    from torchao.optim import AdamW8bit
+
+    return Stepper(AdamW8bit(params, lr=LR).step)
+
+
+def _torchao_stochastic(params: Sequence[Parameter]) -> Stepper:
+    from torchao.optim import _AdamW
+
+    return Stepper(_AdamW(params, lr=LR, bf16_stochastic_round=True).step)
+
+
+def _bitsandbytes_8bit(params: Sequence[Parameter]) -> Stepper:
+    from bitsandbytes.optim import AdamW8bit
+
+    return Stepper(AdamW8bit(params, lr=LR).step)
+
+
+def _flashoptim(params: Sequence[Parameter]) -> Stepper:
+    from flashoptim import FlashAdamW
+
+    return Stepper(FlashAdamW(params, lr=LR).step)
+
+
+def _optimi(params: Sequence[Parameter]) -> Stepper:
+    from optimi import AdamW
+
+    return Stepper(AdamW(params, lr=LR).step)
+
+
+_MODEL = bytes_model
 PEERS = {
     # What everything is compared with, itself too: torch's fastest AdamW, which masks nothing.
-    "fused": Peer("torch AdamW fused, no mask", _torch_fused, bytes_model.ADAMW),
-    "graddrop": Peer("GradDrop, one pass", _graddrop, bytes_model.ADAMW),
-    "graddrop-exempt": Peer("GradDrop, drop_prob=0", _exempt, bytes_model.ADAMW),
-    "foreach": Peer("torch AdamW foreach, no mask", _torch_foreach, None, rounds=3),
+    "fused": Peer("torch AdamW fused, no mask", _torch(fused=True), _MODEL.FP32),
+    "graddrop": Peer("GradDrop, one pass", _ours(), _MODEL.FP32, package="graddrop", masks=True),
+    "graddrop-exempt": Peer(
+        "GradDrop, `drop_prob=0`", _ours(drop_prob=0.0), _MODEL.FP32, package="graddrop"
+    ),
     "eager-rand": Peer(
-        "eager GradDrop: rand_like, mul_, fused", _eager_rand, bytes_model.EAGER_RAND, rounds=3
+        "eager GradDrop: `rand_like`, `mul_`, fused",
+        _eager_rand,
+        _MODEL.EAGER_RAND,
+        rounds=3,
+        masks=True,
     ),
     "eager-bernoulli": Peer(
-        "eager GradDrop: bernoulli_, mul_, fused",
+        "eager GradDrop: `bernoulli_`, `mul_`, fused",
         _eager_bernoulli,
-        bytes_model.EAGER_BERNOULLI,
+        _MODEL.EAGER_BERNOULLI,
         rounds=3,
+        masks=True,
+    ),
+    "eager-dropout": Peer(
+        "eager GradDrop: `dropout`, fused",
+        _eager_dropout,
+        _MODEL.EAGER_DROPOUT,
+        rounds=3,
+        masks=True,
+    ),
+    "compiled-mask": Peer(
+        "eager GradDrop: compiled mask, fused", _compiled_mask, rounds=3, masks=True
+    ),
+    "foreach": Peer("torch AdamW foreach, no mask", _torch(foreach=True), rounds=3),
+    "compiled": Peer("torch AdamW compiled, no mask", _torch_compiled, rounds=3, max_tensors=1000),
+    "optimi": Peer("optimi AdamW, no mask", _optimi, rounds=3, package="torch-optimi"),
+    # Clipping by the norm of all gradients.
+    "clip-fused": Peer("`clip_grad_norm_`, torch AdamW fused", _clip_then_fused, _MODEL.CLIP_EAGER),
+    "clip-graddrop": Peer(
+        "GradDrop, `max_grad_norm`",
+        _ours(max_grad_norm=MAX_NORM),
+        _MODEL.CLIP_IN_STEP,
+        package="graddrop",
+        masks=True,
+    ),
+    "clip-masked": Peer(
+        "GradDrop, `max_grad_norm`, `masked_norm`",
+        _ours(max_grad_norm=MAX_NORM, masked_norm=True),
+        _MODEL.CLIP_IN_STEP,
+        package="graddrop",
+        masks=True,
+    ),
+    # bf16 parameters and gradients.
+    "bf16-fused": Peer(
+        "bf16: torch AdamW fused, no mask", _torch(fused=True), _MODEL.adamw(2, 2), dtype=BF16
+    ),
+    "bf16-graddrop": Peer(
+        "bf16: GradDrop, fp32 moments",
+        _ours(),
+        _MODEL.adamw(2, 4),
+        dtype=BF16,
+        package="graddrop",
+        masks=True,
+    ),
+    "bf16-all": Peer(
+        "bf16: GradDrop, bf16 moments",
+        _ours(state_dtype=BF16),
+        _MODEL.adamw(2, 2),
+        dtype=BF16,
+        package="graddrop",
+        masks=True,
+    ),
+    "bf16-stochastic": Peer(
+        "bf16: GradDrop, fp32 moments, stochastic rounding",
+        _ours(stochastic_rounding=True),
+        _MODEL.adamw(2, 4),
+        dtype=BF16,
+        package="graddrop",
+        masks=True,
+    ),
+    "bf16-torchao": Peer(
+        "bf16: torchao AdamW, stochastic rounding, no mask",
+        _torchao_stochastic,
+        rounds=3,
+        dtype=BF16,
+        package="torchao",
+        max_tensors=1000,
+    ),
+    "bf16-flashoptim": Peer(
+        "bf16: FlashOptim AdamW, 8-bit moments, no mask",
+        _flashoptim,
+        rounds=3,
+        dtype=BF16,
+        package="flashoptim",
+    ),
+    "torchao-8bit": Peer(
+        "torchao AdamW, 8-bit moments, no mask",
+        _torchao_8bit,
+        rounds=3,
+        package="torchao",
+        max_tensors=1000,
+    ),
+    "bitsandbytes-8bit": Peer(
+        "bitsandbytes AdamW, 8-bit moments, no mask",
+        _bitsandbytes_8bit,
+        rounds=3,
+        package="bitsandbytes",
     ),
 }

@@ -1,49 +1,126 @@
-"""The table of a benchmark record: `python -m bench.render RECORD.json` prints Markdown."""
+"""Tables and a plot of a benchmark record.
+
+python -m bench.render RECORD.json            prints the tables, and draws RECORD.png
+python -m bench.render RECORD.json README.md  also writes the README's table anew
+"""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench.peers import PEERS
 
-Record = dict[str, Any]  # as pytest-benchmark writes it
-HEADER = "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of in-place pass |"
+Record = dict[str, Any]  # as pytest-benchmark writes it, see bench/conftest.py
+HEADER = (
+    "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of in-place pass "
+    "| state, bytes per entry |"
+)
+HOST_HEADER = " host µs | launches |"
+SUMMARY_PEERS = ("fused", "graddrop", "graddrop-exempt", "eager-rand", "eager-dropout")
+SUMMARY = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
 
 def render(record: Record) -> str:
     """The record as Markdown: where it was measured, then a table per workload."""
     lines = [_origin(record)]
-    by_workload: dict[str, list[Record]] = {}
-    for row in record["benchmarks"]:
-        by_workload.setdefault(row["extra_info"]["workload"], []).append(row)
-    for workload, rows in by_workload.items():
+    for workload, rows in _by_workload(record).items():
         info = rows[0]["extra_info"]
         n_tensors, n_millions = info["n_tensors"], info["n_elements"] / 1e6
-        lines += ["", f"**{workload}**: tensors {n_tensors:,}, elements {n_millions:.1f} M, fp32"]
-        lines += ["", HEADER, "|---|--:|--:|--:|--:|--:|--:|"]
+        on_gpu = "host_seconds" in info
+        lines += ["", f"**{workload}**: tensors {n_tensors:,}, elements {n_millions:.1f} M"]
+        lines += ["", HEADER + HOST_HEADER * on_gpu, "|---|" + "--:|" * (7 + 2 * on_gpu)]
         lines += [_row(row) for row in rows]
+        lines += [
+            f"| {row['peer']} | not measured: {row['reason']} |" + " |" * (6 + 2 * on_gpu)
+            for row in record["not_measured"]
+            if row["workload"] == workload
+        ]
     return "\n".join(lines) + "\n"
+
+
+def summary(record: Record) -> str:
+    """The README's table: median milliseconds, a column per workload."""
+    by_workload = _by_workload(record)
+    lines = [
+        "| optimizer step, fp32, median ms | " + " | ".join(by_workload) + " |",
+        "|---|" + "--:|" * len(by_workload),
+    ]
+    for key in SUMMARY_PEERS:
+        cells = [PEERS[key].name]
+        for rows in by_workload.values():
+            found = [row for row in rows if row["extra_info"]["peer_key"] == key]
+            cells.append(_milliseconds(found[0]["stats"]["median"]) if found else "")
+        if key == "graddrop":
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(record: Record, path: Path) -> None:
+    """Draw time over torch's fused AdamW, a dot per peer with its quartiles, a panel per workload.
+
+    Args:
+        record: with the rows of every panel.
+        path: file to write; its suffix chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    by_workload = _by_workload(record)
+    names = [peer.name.replace("`", "") for peer in PEERS.values()]
+    keys = list(PEERS)
+    figure = Figure(figsize=(4 + 3 * len(by_workload), 1 + 0.26 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(by_workload), sharey=True, squeeze=False)[0]
+    for axes, (workload, rows) in zip(panels, by_workload.items(), strict=True):
+        for row in rows:
+            info = row["extra_info"]
+            ratio = info["ratio_to_baseline"]
+            height = keys.index(info["peer_key"])
+            ours = info["peer"].startswith(("GradDrop", "bf16: GradDrop"))
+            color = "#D55E00" if ours else "#0072B2"
+            marker = "D" if ours else "o"
+            axes.plot(ratio["quartiles"], [height, height], color=color, linewidth=2, alpha=0.5)
+            axes.plot(ratio["median"], height, marker, color=color, markersize=5)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_title(workload, fontsize=9)
+        axes.set_xlabel("time / torch fused AdamW, no mask", fontsize=8)
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=150)
+
+
+def _by_workload(record: Record) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in record["benchmarks"]:
+        found.setdefault(row["extra_info"]["workload"], []).append(row)
+    return found
 
 
 def _origin(record: Record) -> str:
     info = record["benchmarks"][0]["extra_info"]
     machine, commit = record["machine_info"], record["commit_info"]
     loads = [row["extra_info"]["load_average"] for row in record["benchmarks"]]
+    packages = {row["extra_info"]["package"] for row in record["benchmarks"]} - {None}
     facts = (
         info["device_name"] or machine["cpu"]["brand_raw"],
         f"{info['n_threads']} threads",
         f"{machine['system']} {machine['machine']}",
         f"Python {machine['python_version']}",
         f"torch {info['torch']}",
+        *sorted(packages),
         f"commit {commit['id'][:10]}" + (" with changes" if commit["dirty"] else ""),
         f"{record['datetime'][:16]} UTC",
         f"load average {min(loads):.1f} to {max(loads):.1f}",
     )
     return (
         ", ".join(facts) + '.\n"/ torch fused" is taken within rounds, to '
-        f'"{PEERS["fused"].name}" on the same parameters just before.\n'
-        "GB/s counts the bytes of `bench/bytes_model.py`."
+        f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
+        "GB/s counts the bytes of `bench/bytes_model.py`. State is the memory that a first step "
+        "took and kept."
     )
 
 
@@ -52,8 +129,8 @@ def _row(row: Record) -> str:
     ratio = info["ratio_to_baseline"]
     cells = [
         info["peer"],
-        f"{1e3 * stats['median']:.1f}",
-        f"{1e3 * stats['q1']:.1f} to {1e3 * stats['q3']:.1f}",
+        _milliseconds(stats["median"]),
+        f"{_milliseconds(stats['q1'])} to {_milliseconds(stats['q3'])}",
         f"{ratio['median']:.2f}",
         "{:.2f} to {:.2f}".format(*ratio["quartiles"]),
     ]
@@ -61,9 +138,31 @@ def _row(row: Record) -> str:
         cells += ["", ""]
     else:
         speed = info["bytes_per_element"] * info["n_elements"] / stats["median"]
-        cells += [f"{speed / 1e9:.1f}", f"{speed / info['pass_bytes_per_second']:.0%}"]
+        cells += [f"{speed / 1e9:,.1f}", f"{speed / info['pass_bytes_per_second']:.0%}"]
+    cells.append(f"{info['state_bytes'] / info['n_elements']:.1f}")
+    if "host_seconds" in info:
+        cells += [f"{1e6 * info['host_seconds']:.0f}", str(info["launches"])]
     return "| " + " | ".join(cells) + " |"
 
 
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def main(record_path: str, readme_path: str | None = None) -> None:
+    """Print, draw, and write what the arguments ask for."""
+    path = Path(record_path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    print(render(record), end="")
+    draw(record, path.with_suffix(".png"))
+    if readme_path is not None:
+        readme = Path(readme_path)
+        text, count = SUMMARY.subn(lambda _: summary(record), readme.read_text(encoding="utf-8"))
+        if count != 1:
+            raise ValueError(f"{readme}: expected one <!-- bench --> ... <!-- /bench -->")
+        readme.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(render(json.loads(Path(sys.argv[1]).read_text())), end="")
+    main(*sys.argv[1:])

@@ -51,6 +51,18 @@ def _xlm_roberta(hidden: int, layers: int, intermediate: int) -> Iterator[Shape]
     yield from _linear(hidden, hidden)  # pooler
 
 
+def _llama(
+    hidden: int, layers: int, intermediate: int, key_value: int, vocabulary: int
+) -> Iterator[Shape]:
+    """Shapes of transformers' ``LlamaModel`` (a test holds them against it)."""
+    yield (vocabulary, hidden)
+    for _ in range(layers):
+        yield from ((hidden, hidden), (key_value, hidden), (key_value, hidden), (hidden, hidden))
+        yield from ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
+        yield from ((hidden,), (hidden,))  # norms
+    yield (hidden,)
+
+
 def _small_tensors() -> Iterator[Shape]:
     sizes = random.Random(0)
     for _ in range(10_000):
@@ -61,5 +73,9 @@ WORKLOADS = {
     "50m": Workload("one tensor of 50 M", ((50_000_000,),)),
     "xlmr-base": Workload("XLM-R Base", tuple(_xlm_roberta(768, 12, 3072))),
     "xlmr-large": Workload("XLM-R Large", tuple(_xlm_roberta(1024, 24, 4096))),
+    "llama-1b": Workload(
+        "shapes of Llama 3.2 1B", tuple(_llama(2048, 16, 8192, key_value=512, vocabulary=128256))
+    ),
+    "huge": Workload("one tensor beyond 2^31", ((2**31 + 4099,),)),
     "10k": Workload("10,000 tensors of 1 to 4096", tuple(_small_tensors())),
 }

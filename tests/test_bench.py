@@ -1,14 +1,19 @@
 """Laws of the benchmarks: what is measured is what the tables say."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import Parameter
 
 from bench import bench_step, render
-from bench.peers import PEERS
+from bench.peers import PEERS, Peer
 from bench.workloads import WORKLOADS
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,23 @@ def test_xlm_r_has_the_shapes_of_the_model(key, hidden, layers, heads, intermedi
     assert tuple(tuple(param.shape) for param in model.parameters()) == WORKLOADS[key].shapes
 
 
+def test_llama_has_the_shapes_of_the_model():
+    """As transformers makes it: 1,235,814,400 parameters."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaModel(config)
+    assert tuple(tuple(p.shape) for p in model.parameters()) == WORKLOADS["llama-1b"].shapes
+    assert WORKLOADS["llama-1b"].n_elements == 1_235_814_400
+
+
 def test_every_workload_is_larger_than_a_cache():
     """Each step finds its operands in memory: 16 bytes an element, against hundreds of MB."""
     for workload in WORKLOADS.values():
@@ -49,17 +71,37 @@ def params():
     return params
 
 
-@pytest.mark.parametrize("key", PEERS)
+# Other packages are not installed here, and a compiler takes a minute for each of its rows.
+OWN_PEERS = [
+    key for key, peer in PEERS.items() if peer.package in (None, "graddrop") and "compil" not in key
+]
+
+
+@pytest.mark.parametrize("key", OWN_PEERS)
 def test_every_peer_steps(key, params):
     """Each changes every parameter, and gives the gradients back as they were."""
+    params = bench_step.in_dtype(params, PEERS[key].dtype)
     before = [param.detach().clone() for param in params]
     grads = [param.grad.clone() for param in params]
-    stepper = PEERS[key].make(params)
-    stepper.step()
-    stepper.renew()
+    stepper, reason = bench_step.begin(PEERS[key], params, len(params))
+    assert reason is None
     for param, old, grad in zip(params, before, grads, strict=True):
         assert not torch.equal(param, old)
         assert torch.equal(param.grad, grad)
+
+
+def test_a_peer_that_cannot_run_is_a_row_that_says_why(params):
+    """Another package's error becomes a reason; an error of ours is one."""
+
+    def fail(_):
+        raise RuntimeError("no such device\nand more")
+
+    peer = Peer("another", fail)
+    assert bench_step.begin(peer, params, 1) == (None, "RuntimeError: no such device")
+    with pytest.raises(RuntimeError, match="no such device"):
+        bench_step.begin(replace(peer, package="graddrop"), params, 1)
+    reason = bench_step.begin(replace(peer, max_tensors=3), params, 4)[1]
+    assert reason == "compiles code per tensor: not run on more than 3"
 
 
 def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch):
@@ -70,10 +112,13 @@ def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch)
         bench_step.assert_step_is_the_reference(params)
 
 
-def test_a_record_becomes_a_table():
-    """Medians, ratios within rounds, and bytes over time."""
+def make_record():
+    """A record with a row of two peers that were measured, and one that could not be."""
     info = {
         "workload": "one tensor",
+        "peer_key": "graddrop",
+        "package": None,
+        "state_bytes": 400_000_000,
         "n_tensors": 1,
         "n_elements": 50_000_000,
         "peer": "GradDrop",
@@ -85,8 +130,14 @@ def test_a_record_becomes_a_table():
         "torch": "2.13.0",
         "load_average": 0.25,
     }
-    record = {
-        "benchmarks": [{"extra_info": info, "stats": {"median": 0.050, "q1": 0.049, "q3": 0.0512}}],
+    stats = {"median": 0.050, "q1": 0.049, "q3": 0.0512}
+    fused = {**info, "peer_key": "fused", "peer": "fused", "package": "other 1.2"}
+    return {
+        "benchmarks": [
+            {"extra_info": fused, "stats": {**stats, "median": 0.00123}},
+            {"extra_info": info, "stats": stats},
+        ],
+        "not_measured": [{"workload": "one tensor", "peer": "absent", "reason": "has no wheel"}],
         "machine_info": {
             "cpu": {"brand_raw": "A processor"},
             "system": "Linux",
@@ -96,7 +147,37 @@ def test_a_record_becomes_a_table():
         "commit_info": {"id": "0123456789abcdef", "dirty": True},
         "datetime": "2026-01-02T03:04:05.678+00:00",
     }
-    table = render.render(record)
-    assert "| GradDrop | 50.0 | 49.0 to 51.2 | 0.95 | 0.94 to 0.97 | 28.0 | 80% |" in table
+
+
+def test_a_record_becomes_a_table():
+    """Medians, ratios within rounds, bytes over time, memory; and what is missing, with why."""
+    table = render.render(make_record())
+    assert "| GradDrop | 50.0 | 49.0 to 51.2 | 0.95 | 0.94 to 0.97 | 28.0 | 80% | 8.0 |" in table
+    assert "| absent | not measured: has no wheel |" in table
     assert "A processor, 2 threads" in table
-    assert "commit 0123456789 with changes" in table
+    assert "other 1.2, commit 0123456789 with changes" in table
+
+
+def test_the_summary_has_a_column_per_workload():
+    """Medians in milliseconds, ours in bold."""
+    table = render.summary(make_record())
+    assert table.splitlines()[0] == "| optimizer step, fp32, median ms | one tensor |"
+    assert "| torch AdamW fused, no mask | 1.23 |" in table
+    assert "| **GradDrop, one pass** | **50.0** |" in table
+
+
+def test_a_record_becomes_a_plot(tmp_path):
+    """A panel with a mark for each row: other rows make another picture."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    record = make_record()
+    render.draw(record, tmp_path / "two.png")
+    record["benchmarks"].pop()
+    render.draw(record, tmp_path / "one.png")
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
+def test_the_readme_shows_the_record():
+    """The README's table is the committed record's, to the last digit."""
+    record = json.loads((ROOT / "bench/results/step-cpu.json").read_text())
+    found = render.SUMMARY.search((ROOT / "README.md").read_text())
+    assert found is not None and found.group() == render.summary(record)

@@ -25,6 +25,7 @@ using SumBlock = double (*)(const void* grad,  // [BLOCK]
 template <typename G>
 INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_threshold) {
     float sums[LANES] = {};
+    prefetch_next_block<BLOCK>(grad);
     for (int line = 0; line < BLOCK; line += LANES)
         for (int lane = 0; lane < LANES; ++lane) {
             const bool keep = mask[line + lane] >= drop_threshold;
