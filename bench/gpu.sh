@@ -52,6 +52,7 @@ bench() { # name, seconds, peers
   [ ! -s "$results/$1.json" ] ||
     python3 -m bench.render "$results/$1.json" >"$results/$1.md" 2>"$results/$1-render.log"
 }
-bench bench 160 "not compil and not torchao"
-bench bench-compiled 75 "(compil or torchao) and (50m or xlmr-large)"
+[ "$device" = cuda ] && largest=xlmr-large every="" || largest=50m every=" and 50m"
+bench bench 160 "not compil and not torchao$every"
+bench bench-compiled 75 "(compil or torchao) and (50m or $largest)"
 exit "$failed"
