@@ -13,11 +13,8 @@ from typing import Any
 from bench.peers import PEERS
 
 Record = dict[str, Any]  # as pytest-benchmark writes it, see bench/conftest.py
-HEADER = (
-    "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of in-place pass "
-    "| state, bytes per entry |"
-)
-HOST_HEADER = " host µs | launches |"
+HEADER = "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of in-place pass |"
+GPU_HEADER = " state, bytes per entry | host µs | launches |"
 SUMMARY_PEERS = ("fused", "graddrop", "graddrop-exempt", "eager-rand", "eager-dropout")
 SUMMARY = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
@@ -30,10 +27,10 @@ def render(record: Record) -> str:
         n_tensors, n_millions = info["n_tensors"], info["n_elements"] / 1e6
         on_gpu = "host_seconds" in info
         lines += ["", f"**{workload}**: tensors {n_tensors:,}, elements {n_millions:.1f} M"]
-        lines += ["", HEADER + HOST_HEADER * on_gpu, "|---|" + "--:|" * (7 + 2 * on_gpu)]
+        lines += ["", HEADER + GPU_HEADER * on_gpu, "|---|" + "--:|" * (6 + 3 * on_gpu)]
         lines += [_row(row) for row in rows]
         lines += [
-            f"| {row['peer']} | not measured: {row['reason']} |" + " |" * (6 + 2 * on_gpu)
+            f"| {row['peer']} | not measured: {row['reason']} |" + " |" * (5 + 3 * on_gpu)
             for row in record["not_measured"]
             if row["workload"] == workload
         ]
@@ -119,8 +116,8 @@ def _origin(record: Record) -> str:
     return (
         ", ".join(facts) + '.\n"/ torch fused" is taken within rounds, to '
         f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
-        "GB/s counts the bytes of `bench/bytes_model.py`. State is the memory that a first step "
-        "took and kept."
+        "GB/s counts the bytes of `bench/bytes_model.py`. State: what a first step took of a "
+        "GPU's memory and kept."
     )
 
 
@@ -139,8 +136,8 @@ def _row(row: Record) -> str:
     else:
         speed = info["bytes_per_element"] * info["n_elements"] / stats["median"]
         cells += [f"{speed / 1e9:,.1f}", f"{speed / info['pass_bytes_per_second']:.0%}"]
-    cells.append(f"{info['state_bytes'] / info['n_elements']:.1f}")
     if "host_seconds" in info:
+        cells.append(f"{info['state_bytes'] / info['n_elements']:.1f}")
         cells += [f"{1e6 * info['host_seconds']:.0f}", str(info["launches"])]
     return "| " + " | ".join(cells) + " |"
 
