@@ -11,10 +11,12 @@ pytest.importorskip("datasets", reason="needs the extra xglue")
 pytest.importorskip("matplotlib", reason="needs the extra xglue")
 pytest.importorskip("scipy", reason="needs the extra xglue")
 
+from graddrop.cli import main
 from graddrop.xglue.demo import DemoPlan, demo
 from graddrop.xglue.mini import MiniSize
 from graddrop.xglue.report.document import Block, find_table
 from graddrop.xglue.runfolder import RunFolderError
+from graddrop.xglue.sweep import SweepError
 
 PLAN = DemoPlan(
     tasks=("pos",),
@@ -76,3 +78,16 @@ def test_another_plan_is_refused(finished: tuple[Path, list[Block]]) -> None:
     other = dataclasses.replace(PLAN, seeds=(0, 1))
     with pytest.raises(RunFolderError, match="seeds"):
         demo(finished[0], other)
+
+
+def test_a_failed_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command says which run failed, in a line, and ends with status 1."""
+
+    def fail(*_: object) -> None:
+        raise SweepError({tmp_path / "runs" / "pos-standard-s0": "out of memory"}, [])
+
+    monkeypatch.setattr("graddrop.xglue.demo.demo", fail)
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert "pos-standard-s0: out of memory" in capsys.readouterr().err

@@ -7,6 +7,7 @@ interrupted goes on where it stopped.
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from graddrop.xglue.report.markdown import render_table
 from graddrop.xglue.report.scores import table_name
 from graddrop.xglue.report.write import MARKDOWN_FILE, WEBPAGE_FILE
 from graddrop.xglue.runfolder import RunFolder
-from graddrop.xglue.sweep import sweep
+from graddrop.xglue.sweep import SweepError, sweep
 from graddrop.xglue.sweepplan import SweepPlan
 from graddrop.xglue.tasks import get_task
 
@@ -115,10 +116,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demonstration and print its tables."""
+    """Run the demonstration and print its tables; return 1 if one of its runs has failed."""
     output = Path(args.output)
     plan = DemoPlan()
-    report = demo(output, plan, args.seed)
+    try:
+        report = demo(output, plan, args.seed)
+    except SweepError as error:
+        print(f"{error}\nThe same command tries again.", file=sys.stderr)
+        return 1
     for task in plan.tasks:
         # The last metric is the plain one, which has a chance level.
         table = find_table(report, table_name(task, "test", get_task(task).metrics[-1]))
