@@ -99,8 +99,9 @@ def test_a_worker_killed_while_it_waits_costs_nothing() -> None:
     """Nobody's job is lost with it."""
     running = run_jobs(jobs.work, ["a", "b", "c"], [{}])
     first = next(outcome for outcome in running if outcome)
-    psutil.Process(first.value[0]).kill()
-    multiprocessing.active_children()[0].join(10)
+    (worker,) = (p for p in multiprocessing.active_children() if p.pid == first.value[0])
+    worker.kill()
+    worker.join(10)
     rest = [outcome for outcome in running if outcome]
     assert [outcome.error for outcome in rest] == [None, None]
     assert {outcome.value[0] for outcome in rest}.isdisjoint({first.value[0]})
