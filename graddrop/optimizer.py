@@ -40,8 +40,7 @@ class FusedGradDropAdamW(Optimizer):
     names say, as ``"encoder.layer.3.attention"`` says 3).
 
     Attributes:
-        max_grad_norm: as in Args; may be changed between steps.
-        masked_norm: likewise.
+        max_grad_norm, masked_norm: as in Args; may be changed between steps.
         grad_norm: norm that the last step found before clipping, loss scale taken out: 0-dim, on
             the device; None where ``max_grad_norm`` is.
 
@@ -131,7 +130,7 @@ class FusedGradDropAdamW(Optimizer):
         self._schedules: list[Schedule | None] = []
         self._counters = Counters()
         self._plan: Plan | None = None
-        self._premises: Premises  # of the plan, when there is one
+        self._premises: Premises | None = None  # of the plan
         self._checked_knobs: list[Knobs] = []
         defaults = {
             "lr": lr,
@@ -186,7 +185,7 @@ class FusedGradDropAdamW(Optimizer):
             self.param_groups[:] = others
             raise
         self._schedules.append(schedule)
-        self._plan = None
+        self._plan = self._premises = None
 
     # -- masks -------------------------------------------------------------------------------------
 
@@ -319,7 +318,8 @@ class FusedGradDropAdamW(Optimizer):
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
-        if self._plan is None or not self._premises.hold(params, grads, self.state, knobs):
+        holds = self._premises and self._premises.hold(params, grads, self.state, knobs)
+        if self._plan is None or not holds:
             entries, states = entries_of(self.param_groups, grads, self.state, self._initial_state)
             self._plan = Plan(params, entries, knobs, self._backend)
             self.state.update(states)  # all checks have passed
@@ -397,4 +397,4 @@ class FusedGradDropAdamW(Optimizer):
         super().__setstate__(state)
         self._counters = Counters()
         self._checked_knobs = []
-        self._plan = None
+        self._plan = self._premises = None  # which hold on to the old state

@@ -1,5 +1,6 @@
 """Laws of memory: beyond AdamW's two moments, nothing that grows with the parameters."""
 
+import copy
 import gc
 import tracemalloc
 import weakref
@@ -139,6 +140,18 @@ def test_the_chunk_list_is_eight_bytes_per_chunk(monkeypatch):
         optimizer.step()
         sizes.append(plan_bytes(optimizer))
     assert sizes[1] - sizes[0] == 8 * 40
+
+
+def test_a_loaded_state_replaces_the_old_one(backend, device):
+    """Nothing holds on to the moments from before: loading does not double the memory."""
+    optimizer = make_optimizer(backend, device, ((5, 7), (70,)))
+    train(optimizer, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    old = [weakref.ref(t) for state in optimizer.state.values() for t in state.values()]
+    assert all(reference() is not None for reference in old)  # control
+    optimizer.load_state_dict(saved)
+    gc.collect()
+    assert all(reference() is None for reference in old)
 
 
 def test_gradients_are_free_between_steps(backend, device):
