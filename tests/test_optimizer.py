@@ -17,7 +17,7 @@ from small_runs import (
     train,
 )
 
-from graddrop import FusedGradDropAdamW, graddrop_adamw_
+from graddrop import FusedGradDropAdamW, graddrop_adamw_, schedules
 
 CPU = torch.device("cpu")
 
@@ -165,6 +165,29 @@ def test_replays_of_a_graph_are_steps():
     assert_same(snapshot(captured), snapshot(eager))
     assert captured.draws == eager.draws
     assert captured.state_dict()["param_groups"] == eager.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({}, "expected capturable=True in every param group"),
+        (
+            {"capturable": True, "drop_prob": schedules.Linear(0.0, 1.0, 9)},
+            "expected a tensor as drop_prob .*, got a schedule",
+        ),
+    ],
+)
+def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, message):
+    """While a CUDA graph is captured the step says what it needs, and changes nothing."""
+    optimizer = make_optimizer(**knobs)
+    train(optimizer, 1)
+    before = snapshot(optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    monkeypatch.undo()
+    assert_same(snapshot(optimizer), before)
 
 
 def test_a_closure_is_evaluated_with_gradients():
