@@ -85,7 +85,9 @@ def test_a_masked_norm_is_of_what_enters_the_moments(backend, device, granularit
         assert site == "update" or float(ours.grad_norm) != pytest.approx(everything, rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, in the interpreter
+# Infinity times a clipping factor of 0 is the NaN that the test makes on purpose: Triton's
+# interpreter computes in NumPy, which warns of it.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")
 def test_what_is_dropped_may_be_anything(backend, device):
     """An infinity in a dropped entry stays out of the masked norm, and is in the norm of all."""
     ours = make_optimizer(backend, device, SMALL, max_grad_norm=1.0, masked_norm=True)

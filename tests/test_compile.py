@@ -7,7 +7,8 @@ from torch import nn
 
 from graddrop import FusedGradDropAdamW
 
-# Of torch's compiler, which looks at the loss where backward() has broken the graph.
+# torch's compiler itself reads .grad of the loss where backward() has broken the graph; the loss is
+# no leaf, and this code cannot avoid it.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 

@@ -1,6 +1,6 @@
 """A document as a list of blocks that know nothing of how they are written down."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -52,14 +52,14 @@ class Picture:
     """A figure.
 
     Args:
-        name: Name of its file, without a suffix.
+        name: Name of its files, without a suffix.
         caption: What it shows, for those as well who cannot see it.
-        svg: The figure as an SVG file.
+        files: The figure as a file in some formats, by suffix: `svg`, `png`.
     """
 
     name: str
     caption: str
-    svg: bytes
+    files: Mapping[str, bytes]
 
 
 Block = Heading | Paragraph | Items | Table | Picture

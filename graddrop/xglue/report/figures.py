@@ -3,6 +3,8 @@
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from graddrop.xglue.report.document import Picture
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -39,12 +41,19 @@ def plain_axes(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def svg(figure: "Figure") -> bytes:
-    """Return a figure as an SVG file; equal figures give equal bytes."""
+def picture(name: str, caption: str, figure: "Figure") -> Picture:
+    """Return a figure as part of a document, in every format; equal figures give equal bytes.
+
+    Args:
+        name: Name of its files, without a suffix.
+        caption: What it shows.
+        figure: What is drawn.
+    """
     import matplotlib
 
-    buffer = BytesIO()
-    # The names inside the file hang on the salt, which is random by default.
+    svg, png = BytesIO(), BytesIO()
+    # The names inside an SVG file hang on the salt, which is random by default.
     with matplotlib.rc_context({"svg.hashsalt": "graddrop", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=200)
+    return Picture(name, caption, {"svg": svg.getvalue(), "png": png.getvalue()})

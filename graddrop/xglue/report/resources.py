@@ -6,8 +6,8 @@ from graddrop.xglue.model import TINY
 from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS
-from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture, Table
-from graddrop.xglue.report.figures import svg
+from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
+from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.gains import Gains, gains
 from graddrop.xglue.report.scatter import draw_gains
 from graddrop.xglue.report.statistics import MIN_LANGUAGES, RESAMPLES
@@ -59,11 +59,11 @@ def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterato
 def _overview(entries: Sequence[Gains], control: str, sizes: TextSizes) -> Iterator[Block]:
     known = {code for entry in entries for code in entry.by_language if code in sizes.by_language}
     if known:
-        yield Picture(
+        yield picture(
             f"gain-over-{control}",
             f"Gain over {control} on test by language against the size of its pretraining text, "
             "mean over the tasks that have the language",
-            svg(draw_gains(entries, sizes)),
+            draw_gains(entries, sizes),
         )
     codes = sorted(
         {code for entry in entries for code in entry.by_language},

@@ -110,8 +110,8 @@ def _render(block: Block, place: str | None) -> str:
             return f"<ul>\n{items}</ul>\n"
         case Table():
             return _table(block)
-        case Picture(_, caption, svg):
-            data = base64.b64encode(svg).decode("ascii")
+        case Picture(_, caption, files):
+            data = base64.b64encode(files["svg"]).decode("ascii")
             return (
                 '<figure>\n<div class="wide">'
                 f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}"></div>\n'

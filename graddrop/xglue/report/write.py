@@ -6,7 +6,7 @@ from pathlib import Path
 from graddrop.xglue.majority import majority_scores
 from graddrop.xglue.report.collect import Experiment, collect
 from graddrop.xglue.report.document import Block, Heading, Items, Picture
-from graddrop.xglue.report.figures import svg
+from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.learning import draw_curves
 from graddrop.xglue.report.markdown import render_markdown
 from graddrop.xglue.report.origin import origin_section
@@ -26,6 +26,11 @@ from graddrop.xglue.tasks import TASKS
 MARKDOWN_FILE = "report.md"
 WEBPAGE_FILE = "report.html"
 PICTURES_FOLDER = "report-figures"
+
+
+def curves_name(task: str) -> str:
+    """Name the files of a task's learning curves, without a suffix."""
+    return f"curves-{task}"
 
 
 def write_report(
@@ -55,13 +60,18 @@ def write_report(
     blocks = list(_blocks(experiment, sizes, _baselines(experiment, data) if data else {}))
     pictures = folder / PICTURES_FOLDER
     pictures.mkdir(exist_ok=True)
-    names = {f"{block.name}.svg": block.svg for block in blocks if isinstance(block, Picture)}
+    names = {
+        f"{block.name}.{suffix}": content
+        for block in blocks
+        if isinstance(block, Picture)
+        for suffix, content in block.files.items()
+    }
     for name, content in names.items():
         write_file(pictures / name, content)
     write_file(folder / MARKDOWN_FILE, render_markdown(blocks, PICTURES_FOLDER).encode())
     write_file(folder / WEBPAGE_FILE, render_webpage(blocks).encode())
-    for path in pictures.glob("*.svg"):
-        if path.name not in names:
+    for path in pictures.iterdir():
+        if path.suffix in (".svg", ".png") and path.name not in names:
             path.unlink()
     return blocks
 
@@ -93,10 +103,10 @@ def _blocks(
     yield from language_section(experiment, sizes, baselines)
     yield Heading("Learning curves")
     for task in experiment.tasks:
-        yield Picture(
-            f"curves-{task}",
+        yield picture(
+            curves_name(task),
             f"{task}: learning curves; thin lines are runs, thick ones means over seeds",
-            svg(draw_curves(experiment.of(task), experiment.arms)),
+            draw_curves(experiment.of(task), experiment.arms),
         )
     yield from origin_section(experiment)
 
