@@ -177,83 +177,59 @@ def _optimi(params: Sequence[Parameter]) -> Stepper:
 
 
 _MODEL = bytes_model
+
+
+def _graddrop(name: str, bytes_per_element: int, dtype: torch.dtype = F32, **knobs: Any) -> Peer:
+    """Ours with certain knobs."""
+    masks = knobs.get("drop_prob", DROP_PROB) > 0
+    make = _ours(**knobs)
+    return Peer(name, make, bytes_per_element, dtype=dtype, package="graddrop", masks=masks)
+
+
+def _by_hand(
+    draw: str, make: Callable[[Sequence[Parameter]], Stepper], bytes_per_element: int | None = None
+) -> Peer:
+    """GradDrop before torch's fused AdamW."""
+    name = f"eager GradDrop: {draw}, fused"
+    return Peer(name, make, bytes_per_element, rounds=3, masks=True)
+
+
 PEERS = {
     # What everything is compared with, itself too: torch's fastest AdamW, which masks nothing.
     "fused": Peer("torch AdamW fused, no mask", _torch(fused=True), _MODEL.FP32),
-    "graddrop": Peer("GradDrop, one pass", _ours(), _MODEL.FP32, package="graddrop", masks=True),
-    "graddrop-exempt": Peer(
-        "GradDrop, `drop_prob=0`", _ours(drop_prob=0.0), _MODEL.FP32, package="graddrop"
-    ),
-    "eager-rand": Peer(
-        "eager GradDrop: `rand_like`, `mul_`, fused",
-        _eager_rand,
-        _MODEL.EAGER_RAND,
-        rounds=3,
-        masks=True,
-    ),
-    "eager-bernoulli": Peer(
-        "eager GradDrop: `bernoulli_`, `mul_`, fused",
-        _eager_bernoulli,
-        _MODEL.EAGER_BERNOULLI,
-        rounds=3,
-        masks=True,
-    ),
-    "eager-dropout": Peer(
-        "eager GradDrop: `dropout`, fused",
-        _eager_dropout,
-        _MODEL.EAGER_DROPOUT,
-        rounds=3,
-        masks=True,
-    ),
-    "compiled-mask": Peer(
-        "eager GradDrop: compiled mask, fused", _compiled_mask, rounds=3, masks=True
-    ),
+    "graddrop": _graddrop("GradDrop, one pass", _MODEL.FP32),
+    "graddrop-exempt": _graddrop("GradDrop, `drop_prob=0`", _MODEL.FP32, drop_prob=0.0),
+    "eager-rand": _by_hand("`rand_like`, `mul_`", _eager_rand, _MODEL.EAGER_RAND),
+    "eager-bernoulli": _by_hand("`bernoulli_`, `mul_`", _eager_bernoulli, _MODEL.EAGER_BERNOULLI),
+    "eager-dropout": _by_hand("`dropout`", _eager_dropout, _MODEL.EAGER_DROPOUT),
+    "compiled-mask": _by_hand("compiled mask", _compiled_mask),
     "foreach": Peer("torch AdamW foreach, no mask", _torch(foreach=True), rounds=3),
     "compiled": Peer("torch AdamW compiled, no mask", _torch_compiled, rounds=3, max_tensors=1000),
     "optimi": Peer("optimi AdamW, no mask", _optimi, rounds=3, package="torch-optimi"),
     # Clipping by the norm of all gradients.
     "clip-fused": Peer("`clip_grad_norm_`, torch AdamW fused", _clip_then_fused, _MODEL.CLIP_EAGER),
-    "clip-graddrop": Peer(
-        "GradDrop, `max_grad_norm`",
-        _ours(max_grad_norm=MAX_NORM),
-        _MODEL.CLIP_IN_STEP,
-        package="graddrop",
-        masks=True,
+    "clip-graddrop": _graddrop(
+        "GradDrop, `max_grad_norm`", _MODEL.CLIP_IN_STEP, max_grad_norm=MAX_NORM
     ),
-    "clip-masked": Peer(
+    "clip-masked": _graddrop(
         "GradDrop, `max_grad_norm`, `masked_norm`",
-        _ours(max_grad_norm=MAX_NORM, masked_norm=True),
         _MODEL.CLIP_IN_STEP,
-        package="graddrop",
-        masks=True,
+        max_grad_norm=MAX_NORM,
+        masked_norm=True,
     ),
     # bf16 parameters and gradients.
     "bf16-fused": Peer(
         "bf16: torch AdamW fused, no mask", _torch(fused=True), _MODEL.adamw(2, 2), dtype=BF16
     ),
-    "bf16-graddrop": Peer(
-        "bf16: GradDrop, fp32 moments",
-        _ours(),
-        _MODEL.adamw(2, 4),
-        dtype=BF16,
-        package="graddrop",
-        masks=True,
+    "bf16-graddrop": _graddrop("bf16: GradDrop, fp32 moments", _MODEL.adamw(2, 4), BF16),
+    "bf16-all": _graddrop(
+        "bf16: GradDrop, bf16 moments", _MODEL.adamw(2, 2), BF16, state_dtype=BF16
     ),
-    "bf16-all": Peer(
-        "bf16: GradDrop, bf16 moments",
-        _ours(state_dtype=BF16),
-        _MODEL.adamw(2, 2),
-        dtype=BF16,
-        package="graddrop",
-        masks=True,
-    ),
-    "bf16-stochastic": Peer(
+    "bf16-stochastic": _graddrop(
         "bf16: GradDrop, fp32 moments, stochastic rounding",
-        _ours(stochastic_rounding=True),
         _MODEL.adamw(2, 4),
-        dtype=BF16,
-        package="graddrop",
-        masks=True,
+        BF16,
+        stochastic_rounding=True,
     ),
     "bf16-torchao": Peer(
         "bf16: torchao AdamW, stochastic rounding, no mask",

@@ -65,6 +65,22 @@ NORM_CASES = {  # dtype of the gradients, modes, masked
     "bf16, norm of what an element mask keeps": (BF16, ELEMENT, True),
 }
 
+ARGUMENTS = {  # of all kernels; their other ones are constants
+    "chunks": "*i32",
+    "spans": "*i32",
+    "tensor_table": "*i64",
+    "layout_table": "*i64",
+    "group_table": "*fp64",
+    "counters": "*i64",
+    "floats": "*fp32",
+    "ints": "*i32",
+    "partials": "*fp32",
+    "squares": "*fp32",
+    "grad_scale": "*fp32",
+    "found_inf": "*fp32",
+    "n_tensors": "i32",
+}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -86,20 +102,16 @@ class Report:
 
 
 def compile_kernel(
-    fn: Any,
-    constants: dict[str, Any],
-    signature: dict[str, str],
-    target: GPUTarget,
-    vector: int = 4,
+    fn: Any, target: GPUTarget, constants: dict[str, Any], vector: int = 4
 ) -> CompiledKernel:
-    """Compile a kernel for a target, every pointer a multiple of 16 bytes."""
-    full = {**signature, **dict.fromkeys(constants, "constexpr")}
+    """Compile a kernel for a target as its launch would, every pointer a multiple of 16 bytes."""
+    signature = {name: ARGUMENTS.get(name, "constexpr") for name in fn.arg_names}
     aligned = {
         (index,): [["tt.divisibility", 16]]
-        for index, kind in enumerate(full.values())
+        for index, kind in enumerate(signature.values())
         if kind.startswith("*")
     }
-    source = ASTSource(fn=fn, signature=full, constexprs=constants, attrs=aligned)
+    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=aligned)
     options = launch.launch_options(vector, target.backend)
     return triton.compile(source, target=target, options=options)
 
@@ -111,36 +123,22 @@ def compile_dense(
     aligned: bool = True,
     stochastic: bool = False,
 ) -> CompiledKernel:
-    """``dense_step`` as the launcher would compile it."""
+    """``dense_step``."""
     vector = launch.vector_width(dtypes, modes, stochastic)
     constants = {
-        **_dtype_constants(dtypes),
+        **launch.dtype_constants(dtypes),
         "MODES": modes,
         "ALIGNED": aligned,
         "VECTOR": vector,
         "STOCHASTIC": stochastic,
     }
-    signature = {"chunks": "*i32", "tensor_table": "*i64", "floats": "*fp32", "ints": "*i32"}
-    return compile_kernel(dense_step, constants, signature, target, vector)
-
-
-def compile_strided(dtypes: launch.Dtypes, modes: int, target: GPUTarget) -> CompiledKernel:
-    """``strided_step`` as the launcher would compile it."""
-    signature = {
-        "chunks": "*i32",
-        "tensor_table": "*i64",
-        "layout_table": "*i64",
-        "floats": "*fp32",
-        "ints": "*i32",
-    }
-    constants = {**_dtype_constants(dtypes), "MODES": modes, "STOCHASTIC": False}
-    return compile_kernel(strided_step, constants, signature, target)
+    return compile_kernel(dense_step, target, constants, vector)
 
 
 def compile_squares(
     grad_dtype: torch.dtype, modes: int, masked: bool, target: GPUTarget
 ) -> CompiledKernel:
-    """``dense_squares`` as the launcher would compile it."""
+    """``dense_squares``."""
     vector = 16 // grad_dtype.itemsize
     constants = {
         "GRAD_DTYPE": launch.DTYPES[grad_dtype],
@@ -149,53 +147,7 @@ def compile_squares(
         "ALIGNED": True,
         "VECTOR": vector,
     }
-    signature = {"chunks": "*i32", "tensor_table": "*i64", "ints": "*i32", "partials": "*fp32"}
-    return compile_kernel(dense_squares, constants, signature, target, vector)
-
-
-def compile_strided_squares(target: GPUTarget) -> CompiledKernel:
-    """``strided_squares`` as the launcher would compile it."""
-    signature = {
-        "chunks": "*i32",
-        "tensor_table": "*i64",
-        "layout_table": "*i64",
-        "ints": "*i32",
-        "partials": "*fp32",
-    }
-    constants = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True, "MODES": ELEMENT | ROW}
-    return compile_kernel(strided_squares, constants, signature, target)
-
-
-def compile_sum_chunks(target: GPUTarget) -> CompiledKernel:
-    """``sum_chunks`` as the launcher would compile it, with a loss scale."""
-    signature = {
-        "spans": "*i32",
-        "partials": "*fp32",
-        "floats": "*fp32",
-        "grad_scale": "*fp32",
-        "squares": "*fp32",
-    }
-    return compile_kernel(sum_chunks, {"MASKED": False}, signature, target)
-
-
-def compile_prepare(target: GPUTarget) -> CompiledKernel:
-    """``prepare`` as the launcher would compile it, with loss scale and found_inf."""
-    signature = {
-        "tensor_table": "*i64",
-        "group_table": "*fp64",
-        "counters": "*i64",
-        "floats": "*fp32",
-        "ints": "*i32",
-        "grad_scale": "*fp32",
-        "found_inf": "*fp32",
-        "n_tensors": "i32",
-    }
-    return compile_kernel(prepare, {"BLOCK": launch.PREPARE_BLOCK}, signature, target)
-
-
-def _dtype_constants(dtypes: launch.Dtypes) -> dict[str, Any]:
-    names = ("PARAM_DTYPE", "GRAD_DTYPE", "MOMENT_DTYPE")
-    return {name: launch.DTYPES[dtype] for name, dtype in zip(names, dtypes, strict=True)}
+    return compile_kernel(dense_squares, target, constants, vector)
 
 
 def disassemble(kernel: CompiledKernel) -> tuple[list[str], dict[str, int], str]:
@@ -298,15 +250,18 @@ def compiles_everywhere() -> dict[str, list[str]]:
     done: dict[str, list[str]] = {}
     for name, target in TARGETS.items():
         binary = "cubin" if target.backend == "cuda" else "hsaco"
+        fp32 = {**launch.dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
+        masked = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True}
+        some = {"MODES": ELEMENT | ROW}
         kernels = {
-            "prepare": compile_prepare(target),
+            "prepare": compile_kernel(prepare, target, {"BLOCK": launch.PREPARE_BLOCK}),
             "dense_step fp32": compile_dense((F32, F32, F32), PLAIN | ELEMENT, target),
             "dense_step fp32 unaligned": compile_dense((F32,) * 3, ELEMENT, target, aligned=False),
             "dense_step all bf16": compile_dense((BF16, BF16, BF16), ELEMENT, target),
-            "strided_step fp32": compile_strided((F32, F32, F32), ELEMENT | ROW, target),
+            "strided_step fp32": compile_kernel(strided_step, target, fp32 | some),
             "dense_squares fp32": compile_squares(F32, PLAIN | ELEMENT, True, target),
-            "strided_squares fp32": compile_strided_squares(target),
-            "sum_chunks": compile_sum_chunks(target),
+            "strided_squares fp32": compile_kernel(strided_squares, target, masked | some),
+            "sum_chunks": compile_kernel(sum_chunks, target, {"MASKED": False}),
         }
         done[name] = [kernel for kernel, compiled in kernels.items() if compiled.asm[binary]]
     return done

@@ -137,34 +137,27 @@ def test_what_is_loaded_is_a_copy():
 
 def test_everything_is_plain(tmp_path):
     """All knobs at once pass through a file of plain numbers, names and tensors."""
-    params = make_params()
+    knobs = {
+        "drop_prob": schedules.Cosine(0.1, 0.9, 10),
+        "granularity": "layer",
+        "period": "epoch",
+        "site": "update",
+        "rescale": True,
+        "mask_decay": False,
+        "seed": (1 << 64) - 1,
+    }
     optimizer = FusedGradDropAdamW(
-        list(zip(NAMES, params, strict=True)),
+        list(zip(NAMES, make_params(), strict=True)),
         lr=torch.tensor(1e-2),
-        drop_prob=schedules.Cosine(0.1, 0.9, 10),
-        granularity="layer",
-        period="epoch",
-        site="update",
-        rescale=True,
-        mask_decay=False,
-        seed=(1 << 64) - 1,
         maximize=True,
         capturable=True,
+        **knobs,
     )
     train(optimizer, 2)
     optimizer.new_mask()
     loaded = through_a_file(optimizer.state_dict(), tmp_path)
     assert loaded["param_groups"] == optimizer.state_dict()["param_groups"]
-    again = FusedGradDropAdamW(
-        list(zip(NAMES, make_params(), strict=True)),
-        drop_prob=schedules.Cosine(0.1, 0.9, 10),
-        granularity="layer",
-        period="epoch",
-        site="update",
-        rescale=True,
-        mask_decay=False,
-        seed=(1 << 64) - 1,
-    )
+    again = FusedGradDropAdamW(list(zip(NAMES, make_params(), strict=True)), **knobs)
     again.load_state_dict(loaded)
     copy_params(optimizer, again)
     for each in (optimizer, again):

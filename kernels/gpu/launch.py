@@ -144,10 +144,14 @@ class TritonStep:
         first = 0
         with self._on_device():
             for launch in self._launches:
-                grad_dtype = DTYPES[launch.dtypes[1]]
                 n_chunks = len(launch.chunks)
                 part = partials[first : first + n_chunks]
                 first += n_chunks
+                constants = {
+                    "GRAD_DTYPE": DTYPES[launch.dtypes[1]],
+                    "MASKED": masked,
+                    "MODES": launch.modes,
+                }
                 if launch.strided:
                     strided_squares[(n_chunks,)](
                         launch.chunks,
@@ -155,9 +159,7 @@ class TritonStep:
                         self._layout_table,
                         self._ints,
                         part,
-                        GRAD_DTYPE=grad_dtype,
-                        MASKED=masked,
-                        MODES=launch.modes,
+                        **constants,
                         **self._options(vector=4),
                     )
                 else:
@@ -167,9 +169,7 @@ class TritonStep:
                         self._tensor_table,
                         self._ints,
                         part,
-                        GRAD_DTYPE=grad_dtype,
-                        MASKED=masked,
-                        MODES=launch.modes,
+                        **constants,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
                         **self._options(vector),
@@ -195,7 +195,11 @@ class TritonStep:
             self._floats[:, GRAD_FACTOR.value].mul_(clip_factor)
         with self._on_device():
             for launch in self._launches:
-                param_dtype, grad_dtype, moment_dtype = (DTYPES[d] for d in launch.dtypes)
+                constants = {
+                    **dtype_constants(launch.dtypes),
+                    "MODES": launch.modes,
+                    "STOCHASTIC": launch.stochastic,
+                }
                 if launch.strided:
                     strided_step[(len(launch.chunks),)](
                         launch.chunks,
@@ -203,11 +207,7 @@ class TritonStep:
                         self._layout_table,
                         self._floats,
                         self._ints,
-                        PARAM_DTYPE=param_dtype,
-                        GRAD_DTYPE=grad_dtype,
-                        MOMENT_DTYPE=moment_dtype,
-                        MODES=launch.modes,
-                        STOCHASTIC=launch.stochastic,
+                        **constants,
                         **self._options(vector=4),
                     )
                 else:
@@ -217,13 +217,9 @@ class TritonStep:
                         self._tensor_table,
                         self._floats,
                         self._ints,
-                        PARAM_DTYPE=param_dtype,
-                        GRAD_DTYPE=grad_dtype,
-                        MOMENT_DTYPE=moment_dtype,
-                        MODES=launch.modes,
+                        **constants,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
-                        STOCHASTIC=launch.stochastic,
                         **self._options(vector),
                     )
 
@@ -298,6 +294,12 @@ class TritonStep:
         target.copy_(pinned, non_blocking=True)
         if torch.cuda.is_current_stream_capturing():
             self._pinned.append(pinned)
+
+
+def dtype_constants(dtypes: Dtypes) -> dict[str, tl.dtype]:
+    """What the step's kernels are told of the dtypes of (param, grad, moments)."""
+    names = ("PARAM_DTYPE", "GRAD_DTYPE", "MOMENT_DTYPE")
+    return {name: DTYPES[dtype] for name, dtype in zip(names, dtypes, strict=True)}
 
 
 # Modes that leave an NVIDIA thread enough of 64 registers for 8 elements at a time.

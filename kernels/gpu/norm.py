@@ -60,7 +60,7 @@ def _dense_chunk(
     SOURCE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
-    FULL: tl.constexpr,  # no bounds to check; a mask would cost the 128-bit loads
+    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
 ):
     """Sum the squares of n_tiles tiles."""
     grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
@@ -79,7 +79,7 @@ def _dense_chunk(
         for half in tl.static_range(2):
             start = tile * _TILE + half * _HALF
             in_bounds = None
-            if not FULL:
+            if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
             sums += _squares(grad + start + offset, in_bounds, keep, SOURCE)
@@ -109,32 +109,20 @@ def dense_squares(
     for source in tl.static_range(_N_SOURCES):
         if _occurs(source, MODES, MASKED):
             if used == source:
-                if full:
-                    _dense_chunk(
-                        row,
-                        ints,
-                        partial,
-                        first_tile,
-                        n_tiles,
-                        GRAD_DTYPE,
-                        source,
-                        ALIGNED,
-                        VECTOR,
-                        True,
-                    )
-                else:
-                    _dense_chunk(
-                        row,
-                        ints,
-                        partial,
-                        first_tile,
-                        n_tiles,
-                        GRAD_DTYPE,
-                        source,
-                        ALIGNED,
-                        VECTOR,
-                        False,
-                    )
+                for bounded in tl.static_range(2):
+                    if full != bounded:
+                        _dense_chunk(
+                            row,
+                            ints,
+                            partial,
+                            first_tile,
+                            n_tiles,
+                            GRAD_DTYPE,
+                            source,
+                            ALIGNED,
+                            VECTOR,
+                            bounded,
+                        )
 
 
 @triton.jit

@@ -151,7 +151,7 @@ def _dense_chunk(
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    FULL: tl.constexpr,  # no bounds to check; a mask would cost the 128-bit loads
+    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
 ):
     """Step the elements of n_tiles tiles."""
     param = tl.load(row + _PARAM).to(tl.pointer_type(PARAM_DTYPE))
@@ -181,7 +181,7 @@ def _dense_chunk(
             start = tile * _TILE + half * _HALF
             offset = tl.arange(0, _HALF)
             in_bounds = None
-            if not FULL:
+            if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
             rounding_bits = None
@@ -229,40 +229,24 @@ def dense_step(
                 if (_ONE << (_N_SITES * source + site)) & MODES:
                     if mode == _N_SITES * source + site:
                         # Two copies of the loop: bounds would cost the main one its wide loads.
-                        if full:
-                            _dense_chunk(
-                                row,
-                                floats,
-                                ints,
-                                first_tile,
-                                _TILES,
-                                PARAM_DTYPE,
-                                GRAD_DTYPE,
-                                MOMENT_DTYPE,
-                                source,
-                                site,
-                                ALIGNED,
-                                VECTOR,
-                                STOCHASTIC,
-                                True,
-                            )
-                        else:
-                            _dense_chunk(
-                                row,
-                                floats,
-                                ints,
-                                first_tile,
-                                n_tiles,
-                                PARAM_DTYPE,
-                                GRAD_DTYPE,
-                                MOMENT_DTYPE,
-                                source,
-                                site,
-                                ALIGNED,
-                                VECTOR,
-                                STOCHASTIC,
-                                False,
-                            )
+                        for bounded in tl.static_range(2):
+                            if full != bounded:
+                                _dense_chunk(
+                                    row,
+                                    floats,
+                                    ints,
+                                    first_tile,
+                                    n_tiles if bounded else _TILES,
+                                    PARAM_DTYPE,
+                                    GRAD_DTYPE,
+                                    MOMENT_DTYPE,
+                                    source,
+                                    site,
+                                    ALIGNED,
+                                    VECTOR,
+                                    STOCHASTIC,
+                                    bounded,
+                                )
 
 
 @triton.jit
