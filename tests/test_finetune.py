@@ -134,7 +134,7 @@ def test_a_run_writes_scores_of_every_language_found_and_names_the_missing(
     )
     assert sum("loss" in entry for entry in result["history"]) == 9  # one before each checkpoint
     assert json.loads((folder / "config.json").read_text()) == result["config"]
-    assert not (folder / "checkpoints").exists()
+    assert not list(folder.glob("checkpoint-*"))
 
 
 def test_a_run_learns(finished: tuple[Path, list[Path]]) -> None:
@@ -166,11 +166,10 @@ def test_half_written_checkpoints_are_passed_over(
     folder, snapshots = finished
     run = tmp_path / "run"
     shutil.copytree(next(path for path in snapshots if "checkpoint-6-" in path.name), run)
-    checkpoints = run / "checkpoints"
-    shutil.copytree(checkpoints / "checkpoint-6", checkpoints / "checkpoint-12")
-    (checkpoints / "checkpoint-12/seal.json").unlink()
-    shutil.copytree(checkpoints / "checkpoint-6", checkpoints / "checkpoint-14")
-    weights = checkpoints / "checkpoint-14/model.safetensors"
+    shutil.copytree(run / "checkpoint-6", run / "checkpoint-12")
+    (run / "checkpoint-12/seal.json").unlink()
+    shutil.copytree(run / "checkpoint-6", run / "checkpoint-14")
+    weights = run / "checkpoint-14/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     finetune(config(data, run), resume=True)
     assert_same_run(folder, run)
@@ -199,7 +198,7 @@ def test_resume_after_sigkill_equals_the_uninterrupted_run(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    seal = folder / "checkpoints/checkpoint-4/seal.json"
+    seal = folder / "checkpoint-4/seal.json"
     deadline = time.monotonic() + 600
     while not seal.exists() and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -284,6 +283,22 @@ def test_a_finished_run_is_not_repeated(
     )
     result = finetune(config(data, finished[0]), resume=True)
     assert result == json.loads((finished[0] / "result.json").read_text())
+
+
+def test_trackers_keep_their_records(data: Path, tmp_path: Path) -> None:
+    """TensorBoard's outlive the checkpoints; what cannot track is refused before anything."""
+    pytest.importorskip("tensorboard", reason="needs the extra dev")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = config(data, tmp_path / "run", max_steps=4, report_to=("tensorboard",))
+    result = finetune(run)
+    (events,) = (tmp_path / "run/runs").rglob("events.out.tfevents.*")
+    records = EventAccumulator(str(events)).Reload()
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    assert [scalar.value for scalar in records.Scalars("train/loss")] == pytest.approx(losses)
+    with pytest.raises(ValueError, match="'papyrus', which is unknown or not installed.*tensorb"):
+        finetune(config(data, tmp_path / "other", report_to=("papyrus",)))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_folder_of_another_run_is_refused_and_unchanged(

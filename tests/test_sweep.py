@@ -79,7 +79,7 @@ def workers(process: int) -> list[psutil.Process]:
 
 def assert_whole(output: Path) -> int:
     """Assert that every JSON file is whole, other than drafts; return how many there are."""
-    drafts = {file.parent for file in output.rglob("checkpoints/*/*")}
+    drafts = {file.parent for file in output.rglob("checkpoint-*/*")}
     drafts = {folder for folder in drafts if not (folder / SEAL_FILE).exists()}
     count = 0
     for file in output.rglob("*.json"):

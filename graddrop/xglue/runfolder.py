@@ -1,9 +1,10 @@
 """The output folder of a run: what is in it is whole, whenever the run was killed.
 
 config.json     what was asked for; written first
-checkpoints/    the Trainer's checkpoints, each with a seal once it is whole
+checkpoint-N/   the Trainer's checkpoint of step N, with a seal once it is whole
 model/          final weights and tokenizer
 predictions/    predictions in the official format, if asked for
+runs/           what TensorBoard shows, if asked for: the Trainer's own place for it
 failure.json    why the last attempt failed, if a sweep saw it fail; gone once the run has finished
 result.json     scores; written last, so a folder with it is finished
 """
@@ -115,7 +116,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.predictions = path / "predictions"
 
@@ -217,7 +217,8 @@ class RunFolder:
         (self.path / FAILURE_FILE).unlink(missing_ok=True)
         write_json(self.path / RESULT_FILE, result)
         if not keep_checkpoints:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for folder in self._checkpoints():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def failure(self) -> dict[str, Any] | None:
         """Return the record of a failed last attempt (see `fail`), or None."""
@@ -248,16 +249,23 @@ class RunFolder:
         write_json(self.path / FAILURE_FILE, record)
         return record
 
+    def checkpoint(self, step: int) -> Path:
+        """Return where the Trainer keeps the checkpoint of a step."""
+        return self.path / f"checkpoint-{step}"
+
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint."""
-        whole = [folder for folder in self.checkpoints.glob("checkpoint-*") if is_whole(folder)]
+        whole = [folder for folder in self._checkpoints() if is_whole(folder)]
         return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
     def discard_partial_checkpoints(self) -> None:
         """Remove checkpoints that are not whole, which the Trainer would count as its own."""
-        for folder in self.checkpoints.glob("checkpoint-*"):
+        for folder in self._checkpoints():
             if not is_whole(folder):
                 shutil.rmtree(folder)
+
+    def _checkpoints(self) -> list[Path]:
+        return list(self.path.glob("checkpoint-*"))
 
 
 def seal(checkpoint: Path, note: dict[str, Any]) -> None:

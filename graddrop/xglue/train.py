@@ -55,13 +55,14 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         DataError: If a file is missing, empty or malformed.
         RunFolderError: If the output folder holds something else.
-        ValueError: If the model or its tokenizer cannot be loaded.
+        ValueError: If the model or its tokenizer cannot be loaded, or a tracker is not installed.
         OSError: If the disk is full or the folder cannot be written.
     """
     import torch
     from accelerate import PartialState
 
     config = config.resolved()
+    _check_trackers(config.report_to)
     folder = RunFolder(Path(config.output))
     result = folder.check(config.to_json(), resume)
     if result is not None:
@@ -99,6 +100,18 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
             folder.finish(result, config.keep_checkpoints)
         processes.wait_for_everyone()
     return result
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in installed:
+            raise ValueError(
+                f"report_to names {name!r}, which is unknown or not installed; install it, or "
+                f"expected one of {', '.join(installed) or 'none, as none is installed'}"
+            )
 
 
 def _result(
@@ -193,7 +206,7 @@ def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "T
     assert config.batch_size is not None and config.lr is not None
     interval = "epoch" if config.eval_steps is None else "steps"
     return TrainingArguments(
-        output_dir=str(folder.checkpoints),
+        output_dir=str(folder.path),
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         per_device_eval_batch_size=config.eval_batch_size,
@@ -281,7 +294,7 @@ def _is_over(state: dict[str, Any]) -> bool:
 def _selected(folder: RunFolder, state: dict[str, Any], config: FinetuneConfig) -> Path:
     """Return the checkpoint whose weights a training that is over has chosen."""
     step = state["global_step"] if config.select == "last" else state["best_global_step"]
-    return folder.checkpoints / f"checkpoint-{step}"
+    return folder.checkpoint(step)
 
 
 def _save_model(folder: RunFolder, trainer: "ZeroShotTrainer") -> None:
