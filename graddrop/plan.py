@@ -85,6 +85,8 @@ class Plan:
         factor = None if clipping is None or norm is None else clipping.factor(norm)
         for key, executor in self.executors.items():
             executor.step(_on(factor, key[0]))
+        # Autograd sees no write through an address, and would use graphs that hold old values.
+        torch.autograd.graph.increment_version(self._params)
         return norm
 
     def _grad_norm(self, masked: bool) -> Tensor | None:

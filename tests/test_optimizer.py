@@ -210,6 +210,18 @@ def test_a_closure_is_evaluated_with_gradients():
     assert_same(snapshot(with_closure), snapshot(plain))
 
 
+def test_a_graph_with_old_values_is_refused(backend, device):
+    """Autograd notices that a step has changed what a backward pass would read."""
+    optimizer = make_optimizer(backend, device, shapes=SMALL)
+    (param, _) = params_of(optimizer)
+    loss = (param**2).sum()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)  # control: without a step between, it may
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_zero_grad_both_ways_is_one_run(backend, device):
     """Gradients that are freed or zeroed between steps, at old or new addresses: one run."""
     runs = []
