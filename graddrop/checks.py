@@ -146,13 +146,19 @@ def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tens
 
     Raises:
         RuntimeError: moments of another shape or device than the parameter, of different dtypes or
-            strides; a step that is not a float32 tensor of one element.
+            strides, not real and floating point, or whose entries share memory; a step that is not
+            a float32 tensor of one element.
     """
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         if moment.shape != param.shape or moment.device != param.device:
             raise RuntimeError(
                 f"expected {name} of shape {tuple(param.shape)} on {param.device}, got shape "
                 f"{tuple(moment.shape)} on {moment.device}"
+            )
+        if not moment.is_floating_point() or shares_own_memory(moment):
+            raise RuntimeError(
+                f"expected {name} as a real floating-point tensor whose entries lie apart, got "
+                f"dtype {moment.dtype} with strides {moment.stride()}"
             )
     if exp_avg.dtype != exp_avg_sq.dtype or exp_avg.stride() != exp_avg_sq.stride():
         raise RuntimeError(

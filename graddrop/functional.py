@@ -1,6 +1,8 @@
-"""The masked AdamW step as a function of tensors: arguments checked once, backends picked once."""
+"""The masked AdamW step as a function of tensors: one operator, which graphs may hold."""
 
 from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from .checks import (
     read_scalar,
 )
 from .mask import Shard
+from .overlap import find_overlap
 from .plan import Plan
 from .tables import Entry, Knobs
 
@@ -54,6 +57,10 @@ def graddrop_adamw_(
     :func:`graddrop.mask.keep_mask`. The lists run in parallel. The tables of the kernels are made
     anew at each call; :class:`graddrop.FusedGradDropAdamW` keeps them.
 
+    ``torch.compile`` takes the step as a single operator, which declares what it writes, so a
+    function that holds it compiles with ``fullgraph=True``. Where ``lr`` or ``drop_prob`` change
+    from step to step, tensors spare a compilation for each value.
+
     Args:
         params: floating-point tensors of any shape and dense strides, updated in place.
         grads: shapes and devices of ``params``, read only.
@@ -84,34 +91,121 @@ def graddrop_adamw_(
         backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Raises:
-        ValueError: a value outside its range, lists of different lengths, unknown backend.
-        TypeError: a parameter that is not a real floating-point tensor.
+        ValueError: a value outside its range, lists of different lengths, tensors that share
+            memory, unknown backend.
+        TypeError: a parameter that is not a real floating-point tensor; no tensor where one is
+            expected; a number or switch of the wrong type.
         RuntimeError: a gradient or a state that does not match its parameter, or a backend that
             cannot serve it. Nothing has changed then.
     """
-    n_tensors = len(params)
-    if layers is None and granularity == "layer":
-        raise ValueError('granularity="layer" has to know the layers: pass layers')
-    stream_ids = stream_ids if stream_ids is not None else range(n_tensors)
-    layers = layers if layers is not None else [None] * n_tensors
-    shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
-    lists = {
+    tensors = {
+        "params": params,
         "grads": grads,
         "exp_avgs": exp_avgs,
         "exp_avg_sqs": exp_avg_sqs,
         "state_steps": state_steps,
-        "stream_ids": stream_ids,
-        "layers": layers,
-        "shards": shards,
     }
-    for name, values in lists.items():
-        if len(values) != n_tensors:
-            raise ValueError(f"expected {n_tensors} {name}, one per parameter, got {len(values)}")
+    for name, values in tensors.items():
+        for tensor in values:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"expected {name} of tensors, got {type(tensor)}")
+            # The operator would take it for a question about shapes, and do nothing.
+            if tensor.is_meta:
+                raise RuntimeError(f"expected {name} with data, got a meta tensor: materialise it")
+    if layers is None and granularity == "layer":
+        raise ValueError('granularity="layer" has to know the layers: pass layers')
+    stream_ids = stream_ids if stream_ids is not None else range(len(params))
+    layers = layers if layers is not None else [None] * len(params)
+    shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
+    places = {"stream_ids": stream_ids, "layers": layers, "shards": shards}
+    for name, values in (*tensors.items(), *places.items()):
+        if len(values) != len(params):
+            raise ValueError(f"expected {len(params)} {name}, one per parameter, got {len(values)}")
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas!r}: expected two numbers")
+    for param, shard in zip(params, shards, strict=True):
+        check_shard(param, shard)
     check_ids(stream_ids, layers)
+    check_draw(draw)
+    knobs: dict[str, Any] = {
+        "beta1": betas[0],
+        "beta2": betas[1],
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+        "granularity": granularity,
+        "site": site,
+        "rescale": rescale,
+        "mask_decay": mask_decay,
+        "stochastic_rounding": stochastic_rounding,
+    }
+    check_knobs(Knobs(lr=lr, drop_prob=drop_prob, seed=seed, period=_BY_HAND, **knobs))
+    _adamw_(
+        list(params),
+        list(grads),
+        list(exp_avgs),
+        list(exp_avg_sqs),
+        list(state_steps),
+        lr=_scalar(lr),
+        drop_prob=_scalar(drop_prob),
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        **knobs,
+        seed=seed if seed < 1 << 63 else seed - (1 << 64),
+        draw=draw,
+        stream_ids=list(stream_ids),
+        layers=[_NO_LAYER if layer is None else layer for layer in layers],
+        places=[index for shard in shards for index in (*shard.global_shape, *shard.offset)],
+        backend=backend,
+    )
+
+
+_WRITTEN = ("params", "exp_avgs", "exp_avg_sqs", "state_steps")
+_BY_HAND = 0  # period of the masks: the caller names the draw
+_NO_LAYER = -1
+
+
+def _scalar(value: float | Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+@torch.library.custom_op("graddrop::adamw_", mutates_args=_WRITTEN)
+def _adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    lr: Tensor,
+    drop_prob: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    granularity: str,
+    site: str,
+    rescale: bool,
+    mask_decay: bool,
+    stochastic_rounding: bool,
+    seed: int,
+    draw: int,
+    stream_ids: Sequence[int],
+    layers: Sequence[int],
+    places: Sequence[int],
+    backend: str,
+) -> None:
+    """:func:`graddrop_adamw_` in the types of an operator.
+
+    ``seed`` is its 64 bits as a signed number; ``places`` are, for one parameter after the other,
+    the shape of the whole and where in it the local tensor begins.
+    """
     knobs = Knobs(
         lr=read_scalar("learning rate", lr),
-        beta1=betas[0],
-        beta2=betas[1],
+        beta1=beta1,
+        beta2=beta2,
         eps=eps,
         weight_decay=weight_decay,
         maximize=maximize,
@@ -121,15 +215,19 @@ def graddrop_adamw_(
         rescale=rescale,
         mask_decay=mask_decay,
         stochastic_rounding=stochastic_rounding,
-        seed=seed,
-        period=0,  # the caller names the draw
+        seed=seed % (1 << 64),
+        period=_BY_HAND,
     )
-    check_knobs(knobs)
-    check_draw(draw)
+    check_knobs(knobs)  # numbers that came as tensors
+    written = [*params, *exp_avgs, *exp_avg_sqs, *state_steps]
+    if pair := find_overlap(written):
+        names = [f"{_WRITTEN[place // len(params)]}[{place % len(params)}]" for place in pair]
+        raise ValueError(f"{names[0]} and {names[1]} share memory: each needs its own")
     entries = []
+    numbers = iter(places)
     for index, param in enumerate(params):
         check_param(param)
-        check_shard(param, shards[index])
+        shard = Shard(tuple(islice(numbers, param.dim())), tuple(islice(numbers, param.dim())))
         check_grad(param, grads[index])
         check_moments(param, exp_avgs[index], exp_avg_sqs[index], state_steps[index])
         entries.append(
@@ -140,8 +238,8 @@ def graddrop_adamw_(
                 exp_avg_sqs[index],
                 state_steps[index],
                 stream_ids[index],
-                layers[index],
-                shards[index],
+                None if layers[index] == _NO_LAYER else layers[index],
+                shard,
                 group=0,
             )
         )

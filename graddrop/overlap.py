@@ -1,4 +1,4 @@
-"""Whether two parameters share memory: two steps on one entry would be a race."""
+"""Whether two tensors share memory: two steps on one entry would be a race."""
 
 from collections.abc import Sequence
 
@@ -24,22 +24,30 @@ def check_disjoint(known: Sequence[Tensor], added: Sequence[Tensor]) -> None:
     if not {id(param) for param in known}.isdisjoint(map(id, added)):
         raise ValueError("some parameters appear in more than one parameter group")
     params = [local_tensor(param) for param in (*known, *added)]
+    if pair := find_overlap(params):
+        first, second = pair
+        raise ValueError(
+            f"parameters {first} and {second} of shapes {tuple(params[first].shape)} and "
+            f"{tuple(params[second].shape)} share memory: pass tied or overlapping parameters "
+            "once, as model.parameters() does"
+        )
+
+
+def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Positions of two tensors that share an element, None where no two do; empty ones never do."""
     spans = sorted(
-        (str(param.device), param.data_ptr(), param.data_ptr() + _extent(param), index)
-        for index, param in enumerate(params)
-        if param.numel()
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), index)
+        for index, tensor in enumerate(tensors)
+        if tensor.numel()
     )
     open_spans: list[tuple[str, int, int, int]] = []  # those that reach beyond the last start
     for device, start, end, index in spans:
         open_spans = [span for span in open_spans if span[0] == device and span[2] > start]
         for _, _, _, other in open_spans:
-            if _overlap(params[other], params[index]):
-                raise ValueError(
-                    f"parameters {other} and {index} of shapes {tuple(params[other].shape)} and "
-                    f"{tuple(params[index].shape)} share memory: pass tied or overlapping "
-                    "parameters once, as model.parameters() does"
-                )
+            if _overlap(tensors[other], tensors[index]):
+                return min(other, index), max(other, index)
         open_spans.append((device, start, end, index))
+    return None
 
 
 def _extent(tensor: Tensor) -> int:

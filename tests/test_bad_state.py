@@ -122,6 +122,10 @@ MANGLED = {
         lambda state: state.update(step=torch.tensor(2)),
         "expected step as a float32 tensor of one element, got torch.int64",
     ),
+    "a step elsewhere": (
+        lambda state: state.update(step=torch.zeros((), device="meta")),
+        "expected step on cpu, where the cpu backend counts, got it on meta",
+    ),
     "a step that is no tensor": (
         lambda state: state.update(step=2),
         "expected step as a float32 tensor of one element, got 2",
@@ -197,9 +201,27 @@ FUNCTIONAL = [
         "expected a real floating-point",
     ),
     (
-        {"state_steps": [torch.zeros((), device="meta")], "backend": "cpu"},
+        {"state_steps": [torch.zeros((), device="meta")]},
         RuntimeError,
-        "expected step on cpu, where the cpu backend counts, got it on meta",
+        "expected state_steps with data, got a meta tensor",
+    ),
+    ({"grads": [None]}, TypeError, "expected grads of tensors, got <class 'NoneType'>"),
+    ({"params": [1.0]}, TypeError, "expected params of tensors, got <class 'float'>"),
+    ({"betas": (0.9,)}, ValueError, "Invalid betas: (0.9,): expected two numbers"),
+    (
+        {name: [torch.zeros(5, 3, dtype=torch.int32)] for name in ("exp_avgs", "exp_avg_sqs")},
+        RuntimeError,
+        "expected exp_avg as a real floating-point tensor",
+    ),
+    (
+        {name: [torch.zeros(1, 3).expand(5, 3)] for name in ("exp_avgs", "exp_avg_sqs")},
+        RuntimeError,
+        "whose entries lie apart, got dtype torch.float32 with strides (0, 1)",
+    ),
+    (
+        dict.fromkeys(("exp_avgs", "exp_avg_sqs"), [torch.zeros(5, 3)]),
+        ValueError,
+        "exp_avgs[0] and exp_avg_sqs[0] share memory: each needs its own",
     ),
     (
         {"shards": [Shard((5, 3), (1, 0))]},
