@@ -117,10 +117,11 @@ def graddrop_adamw_(
     stream_ids = stream_ids if stream_ids is not None else range(len(params))
     layers = layers if layers is not None else [None] * len(params)
     shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
-    places = {"stream_ids": stream_ids, "layers": layers, "shards": shards}
-    for name, values in (*tensors.items(), *places.items()):
-        if len(values) != len(params):
-            raise ValueError(f"expected {len(params)} {name}, one per parameter, got {len(values)}")
+    numbers = {name: len(values) for name, values in tensors.items()}
+    numbers |= {"stream_ids": len(stream_ids), "layers": len(layers), "shards": len(shards)}
+    for name, number in numbers.items():
+        if number != len(params):
+            raise ValueError(f"expected {len(params)} {name}, one per parameter, got {number}")
     if len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas!r}: expected two numbers")
     for param, shard in zip(params, shards, strict=True):
