@@ -67,7 +67,8 @@ def shard_of(param: Tensor) -> Shard:
     """Place of the local data in the whole parameter.
 
     Raises:
-        ValueError: a DTensor with a pending reduction (``Partial``): its values are not final.
+        ValueError: a DTensor with a pending reduction (``Partial``), whose values are not final, or
+            of a local shape that its placements do not give.
     """
     if type(param) in _PLAIN or not _is_dtensor(param):
         return Shard.whole(tuple(param.shape))
@@ -77,18 +78,47 @@ def shard_of(param: Tensor) -> Shard:
             f"expected a sharded or replicated parameter, got placements {placed.placements}: "
             "reduce it first, for example with param.full_tensor()"
         )
-    return Shard(tuple(param.shape), _offset(placed))
+    coordinate = placed.device_mesh.get_coordinate()
+    offset, size = place_of(
+        placed.shape, placed.placements, placed.device_mesh.shape, coordinate or ()
+    )
+    local = tuple(placed.to_local().shape)
+    if coordinate is not None and local != size:
+        raise ValueError(
+            f"expected a local shape of {size} for placements {placed.placements} of "
+            f"{tuple(placed.shape)}, got {local}: where it lies in the whole is unknown; pass "
+            "Shard objects to graddrop_adamw_"
+        )
+    return Shard(tuple(param.shape), offset)
 
 
-def _offset(dtensor: Any) -> tuple[int, ...]:
-    # The one place that touches this private module: nothing public says where a shard lies.
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+def place_of(
+    shape: Sequence[int],
+    placements: Sequence[Any],
+    mesh: Sequence[int],
+    coordinate: Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where a process's part of a DTensor begins, and its shape.
 
-    offset: Sequence[int] = compute_local_shape_and_global_offset(
-        dtensor.shape, dtensor.device_mesh, dtensor.placements
-    )[1]
-    # an empty shard is placed past the end: nothing is read there
-    return tuple(int(index) for index in offset)
+    As ``torch.chunk`` cuts: all parts but the last have the same size, rounded up. FSDP2 over
+    tensor parallelism cuts last what comes first in the mesh; torch calls that placement strided.
+
+    Args:
+        shape: of the whole.
+        placements: one per dimension of the mesh, replicated, sharded or strided.
+        mesh: its shape.
+        coordinate: of the process in the mesh; empty: it is not in it.
+    """
+    offset, size = [0] * len(shape), list(shape)
+    cuts = [(axis, cut) for axis, cut in enumerate(placements) if hasattr(cut, "dim")]
+    strided = [cut for cut in cuts if hasattr(cut[1], "split_factor")]
+    plain = [cut for cut in cuts if cut not in strided]
+    for axis, cut in (*plain, *reversed(strided)) if coordinate else ():
+        part = -(-size[cut.dim] // mesh[axis])
+        first = min(coordinate[axis] * part, size[cut.dim])
+        offset[cut.dim] += first
+        size[cut.dim] = min(part, size[cut.dim] - first)
+    return tuple(offset), tuple(size)
 
 
 class Total:
