@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from graddrop.mask import layer_of
 
@@ -23,8 +24,15 @@ class Checkpoints(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask, if it is time."""
-        if self.steps is not None and state.global_step % self.steps == 0:
+        """Ask, if it is time and no epoch ends here whose own checkpoint follows.
+
+        That one comes after the epoch's evaluation; a run that went on from one before it would
+        never evaluate the epoch.
+        """
+        # At the end of an epoch the Trainer adds n / n, which is 1 exactly.
+        epoch_ends = control.should_training_stop or float(state.epoch or 0).is_integer()
+        follows = args.save_strategy == SaveStrategy.EPOCH and epoch_ends
+        if self.steps is not None and state.global_step % self.steps == 0 and not follows:
             control.should_save = True
         control.should_log |= control.should_save
 

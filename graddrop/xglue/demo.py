@@ -81,9 +81,7 @@ def demo(output: Path, plan: DemoPlan | None = None, seed: int = 0) -> list[Bloc
     """
     plan = plan or DemoPlan()
     asked = json.loads(json.dumps({"seed": seed, **dataclasses.asdict(plan)}))
-    folder = RunFolder(output)
-    folder.check(asked, resume=True)
-    folder.claim(asked)
+    RunFolder(output).claim(asked)
 
     data, model = output / "data", output / "model"
     if not data.exists():

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,14 +165,27 @@ class RunFolder:
                 )
         return None
 
-    def claim(self, config: dict[str, Any]) -> None:
-        """Make the folder this run's own.
+    def claim(self, config: dict[str, Any], checkpoint: Path | None = None) -> None:
+        """Make the folder this run's own, unless it has become another's since it was checked.
+
+        Args:
+            config: What the run was asked for, as JSON has it.
+            checkpoint: The last one when the run began to load it; None if there was none.
 
         Raises:
+            RunFolderBusyError: If another process has gone on with the run since then.
+            RunFolderError: If another process has made something else of the folder since then.
             OSError: If it cannot be written.
         """
+        finished = self.check(config, resume=True) is not None
+        if finished or self.last_checkpoint() != checkpoint:
+            raise RunFolderBusyError(
+                f"another process was at work in {self.path} while this one began; start again "
+                "with --resume to go on from where it came"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG_FILE, config)
+        self.discard_checkpoints(self._whole_checkpoints())
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -217,8 +230,7 @@ class RunFolder:
         (self.path / FAILURE_FILE).unlink(missing_ok=True)
         write_json(self.path / RESULT_FILE, result)
         if not keep_checkpoints:
-            for folder in self._checkpoints():
-                shutil.rmtree(folder, ignore_errors=True)
+            self.discard_checkpoints()
 
     def failure(self) -> dict[str, Any] | None:
         """Return the record of a failed last attempt (see `fail`), or None."""
@@ -255,17 +267,17 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint."""
-        whole = [folder for folder in self._checkpoints() if is_whole(folder)]
+        whole = self._whole_checkpoints()
         return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
-    def discard_partial_checkpoints(self) -> None:
-        """Remove checkpoints that are not whole, which the Trainer would count as its own."""
-        for folder in self._checkpoints():
-            if not is_whole(folder):
-                shutil.rmtree(folder)
+    def discard_checkpoints(self, but: Collection[Path] = ()) -> None:
+        """Remove all checkpoints but some; what the system does not let go of stays."""
+        for folder in self.path.glob("checkpoint-*"):
+            if folder not in but:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _checkpoints(self) -> list[Path]:
-        return list(self.path.glob("checkpoint-*"))
+    def _whole_checkpoints(self) -> list[Path]:
+        return [folder for folder in self.path.glob("checkpoint-*") if is_whole(folder)]
 
 
 def seal(checkpoint: Path, note: dict[str, Any]) -> None:

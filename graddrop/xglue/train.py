@@ -84,8 +84,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     processes.wait_for_everyone()
     with folder.at_work() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
-            folder.claim(config.to_json())
-            folder.discard_partial_checkpoints()
+            folder.claim(config.to_json(), checkpoint)
         processes.wait_for_everyone()
         trainer = _trainer(config, data, features, tokenizer, model, folder, checkpoint)
         if is_trained:
@@ -228,7 +227,6 @@ def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "T
         eval_steps=config.eval_steps,
         save_strategy=interval,
         save_steps=config.eval_steps or 500,
-        save_total_limit=2,
         load_best_model_at_end=config.select != "last",
         metric_for_best_model=selection_metric(config.select),
         greater_is_better=True,

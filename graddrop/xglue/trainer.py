@@ -10,7 +10,7 @@ from transformers import Trainer
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.metrics import METRICS
 from graddrop.xglue.rundata import EvaluationSet
-from graddrop.xglue.runfolder import SEAL_FILE, seal, writing
+from graddrop.xglue.runfolder import RunFolder, seal, writing
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 
 
@@ -90,19 +90,20 @@ class ZeroShotTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint, sealed once all processes have written their part of it."""
+        """Write a checkpoint, sealed once all processes have written their part of it.
+
+        Older ones go only then, other than the best one: there is a whole one at any moment.
+        """
         assert self.args.output_dir is not None
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
-            # An epoch may end on a step that has just been saved: what is written over is no
-            # longer whole.
-            (folder / SEAL_FILE).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        with writing(folder):
+        folder = RunFolder(Path(self.args.output_dir))
+        checkpoint = folder.checkpoint(self.state.global_step)
+        with writing(checkpoint):
             super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            seal(folder, {"seconds": self.seconds})
+            seal(checkpoint, {"seconds": self.seconds})
+            best = self.state.best_global_step
+            folder.discard_checkpoints([checkpoint, *([folder.checkpoint(best)] if best else [])])
 
 
 def selection_metric(select: str) -> str | None:
