@@ -327,7 +327,7 @@ class TritonExecutor:
         for index, group in enumerate(knobs):
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):
-                    self._launcher.group_table[index, column].copy_(value)
+                    self._launcher.group_table[index, column].copy_(value.reshape(()))
         self._grad_scale = grad_scale
         self._launcher.prepare(counters, grad_scale, found_inf)
 

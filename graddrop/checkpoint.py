@@ -94,13 +94,36 @@ def warn_overridden(
     for index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for knob in MASK_KNOBS:
             follows_schedule = knob == "drop_prob" and scheduled[index]
-            if knob in saved and saved[knob] != mine[knob] and not follows_schedule:
+            if knob in saved and _differ(saved[knob], mine[knob]) and not follows_schedule:
                 warnings.warn(
                     f"param group {index}: the loaded {knob}={saved[knob]!r} replaces "
                     f"{knob}={mine[knob]!r} of this optimizer; set it after loading, in "
                     "optimizer.param_groups, to change it",
                     stacklevel=3,
                 )
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether knobs differ in value: a tensor, on any device, is its number."""
+    a, b = (knob.item() if isinstance(knob, Tensor) else knob for knob in (a, b))
+    return bool(a != b)
+
+
+def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
+    """Let a tensor that a group has for ``lr`` or ``drop_prob`` take the loaded value where it is.
+
+    Its owner, or a CUDA graph, goes on to write and read it there.
+
+    Args:
+        groups: the optimizer's param groups, whose tensors are written.
+        loaded: those that replace them, which get the tensors.
+    """
+    for mine, new in zip(groups, loaded, strict=True):
+        for knob in ("lr", "drop_prob"):
+            if isinstance(mine[knob], Tensor):
+                with torch.no_grad():
+                    mine[knob].copy_(torch.as_tensor(new[knob]).reshape(mine[knob].shape))
+                new[knob] = mine[knob]
 
 
 def _check_state(param: Tensor, state: dict[str, Any]) -> None:

@@ -216,6 +216,11 @@ def check_ids(stream_ids: Sequence[int], layers: Sequence[int | None]) -> None:
             raise ValueError(f"Invalid layer: {layer!r}: expected an integer >= 0, or None")
 
 
+def is_capturing() -> bool:
+    """Whether the current stream is captured in a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
     """Check that a step may be captured, if a CUDA graph is being captured now.
 
@@ -224,9 +229,10 @@ def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
         scheduled: whether a schedule gives a group's ``drop_prob``.
 
     Raises:
-        RuntimeError: a group without ``capturable=True``, or a schedule.
+        RuntimeError: a group without ``capturable=True``, a schedule, or a tensor on the CPU as
+            ``lr`` or ``drop_prob``.
     """
-    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+    if not is_capturing():
         return
     if not all(group["capturable"] for group in groups):
         raise RuntimeError(
@@ -237,3 +243,9 @@ def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
             "expected a tensor as drop_prob to capture step() in a CUDA graph, got a schedule, "
             "which only the host can follow: fill the tensor between replays"
         )
+    for name in ("lr", "drop_prob"):
+        if any(isinstance(g[name], Tensor) and g[name].device.type == "cpu" for g in groups):
+            raise RuntimeError(
+                f"expected {name} as a tensor on the GPU to capture step() in a CUDA graph, got "
+                "one on the CPU, which replays would not read: move it there"
+            )

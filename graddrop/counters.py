@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import is_capturing
 from .groups import COUNTERS, Group
 from .kernels import abi
 from .plan import Key
@@ -36,12 +37,10 @@ class Counters:
         self, stepped: Sequence[Key], groups: Sequence[Group], found_inf: Tensor | None = None
     ) -> None:
         """Count a step in the groups, and where no executor of this step has counted it."""
-        self._captured |= any(
-            key[0].type == "cuda" and torch.cuda.is_current_stream_capturing() for key in stepped
-        )
-        made = 1 if found_inf is None else (found_inf == 0).to(torch.int64).squeeze()
+        self._captured |= is_capturing()
         for key, counters in self._on.items():
             if key not in stepped:
+                made = 1 if found_inf is None else (found_inf == 0).squeeze().to(key[0])
                 counters[abi.STEPS_FINISHED] += made
         if found_inf is None:
             for group in groups:

@@ -49,7 +49,10 @@ def entries_of(
             local = local_tensor(param)
             check_param(local)
             check_grad(local, grad)
-            states[param] = own = state.get(param) or initial_state(param, group)
+            own = state.get(param, {})
+            if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
+                own = {**own, **initial_state(param, group)}
+            states[param] = own
             if missing := set(STATE_KEYS) - own.keys():
                 raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
             entry = Entry(

@@ -10,15 +10,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
-from .checkpoint import loaded_groups, loaded_state, warn_overridden
+from .checkpoint import keep_tensors, loaded_groups, loaded_state, warn_overridden
 from .checks import DTYPES, check_capture, check_draw, check_knobs, check_param
 from .clipping import clipping_of
 from .counters import Counters
-from .entries import entries_of
 from .groups import Group, complete, draw_of, knobs_of
 from .overlap import check_disjoint
-from .plan import Plan
-from .premises import Premises
+from .planner import Planner
 from .schedules import Schedule
 from .sharding import local_grads, local_tensor, shard_of
 from .tables import Knobs
@@ -129,8 +127,7 @@ class FusedGradDropAdamW(Optimizer):
         self._backend = backend
         self._schedules: list[Schedule | None] = []
         self._counters = Counters()
-        self._plan: Plan | None = None
-        self._premises: Premises | None = None  # of the plan
+        self._planner = Planner(backend, self._initial_state)
         self._checked_knobs: list[Knobs] = []
         defaults = {
             "lr": lr,
@@ -185,7 +182,7 @@ class FusedGradDropAdamW(Optimizer):
             self.param_groups[:] = others
             raise
         self._schedules.append(schedule)
-        self._plan = self._premises = None
+        self._planner.forget()
 
     # -- masks -------------------------------------------------------------------------------------
 
@@ -278,6 +275,11 @@ class FusedGradDropAdamW(Optimizer):
 
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
+        if len(self.param_groups) != len(self._schedules):
+            raise RuntimeError(
+                f"expected the {len(self._schedules)} param groups that were added, got "
+                f"{len(self.param_groups)}: use add_param_group, or make another optimizer"
+            )
         if self._has_schedules:
             self._counters.sync(self.param_groups)
         for group, schedule in zip(self.param_groups, self._schedules, strict=True):
@@ -318,16 +320,11 @@ class FusedGradDropAdamW(Optimizer):
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
-        holds = self._premises and self._premises.hold(params, grads, self.state, knobs)
-        if self._plan is None or not holds:
-            entries, states = entries_of(self.param_groups, grads, self.state, self._initial_state)
-            self._plan = Plan(params, entries, knobs, self._backend)
-            self.state.update(states)  # all checks have passed
-            self._premises = Premises(params, grads, self.state, knobs)
-        keys = list(self._plan.executors)
+        plan = self._planner.plan(self.param_groups, params, grads, self.state, knobs)
+        keys = list(plan.executors)
         counters = self._counters.on(keys, self.param_groups)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        self.grad_norm = self._plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
+        self.grad_norm = plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
         self._counters.advance(keys, self.param_groups, found_inf)
         return loss
 
@@ -384,6 +381,7 @@ class FusedGradDropAdamW(Optimizer):
                         value.copy_(torch.as_tensor(loaded[param][key]))
         scheduled = [schedule is not None for schedule in self._schedules]
         warn_overridden(self.param_groups, state_dict["param_groups"], scheduled)
+        keep_tensors(self.param_groups, groups)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -397,4 +395,6 @@ class FusedGradDropAdamW(Optimizer):
         super().__setstate__(state)
         self._counters = Counters()
         self._checked_knobs = []
-        self._plan = self._premises = None  # which hold on to the old state
+        if not hasattr(self, "_planner"):  # unpickled
+            self._planner = Planner(self._backend, self._initial_state)
+        self._planner.forget()  # it holds on to the old state

@@ -101,4 +101,5 @@ class Plan:
 
 
 def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if scalar is None else scalar.to(device, non_blocking=True)
+    # The host may read it at once, so only a device need not wait for it.
+    return None if scalar is None else scalar.to(device, non_blocking=device.type != "cpu")

@@ -26,6 +26,7 @@ FLOORS = (
     ("graddrop.groups",),  # knobs in param groups
     ("graddrop.counters", "graddrop.checkpoint"),  # what a checkpoint saves
     ("graddrop.entries", "graddrop.premises"),  # the tensors of a step, checked
+    ("graddrop.planner",),  # plans, kept while they hold
     ("graddrop.optimizer", "graddrop.methods", "graddrop.testing"),
     ("graddrop",),  # the front door: what users import
     ("graddrop.xglue",),  # fine-tuning on XGLUE

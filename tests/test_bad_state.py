@@ -147,6 +147,18 @@ def test_a_mangled_state_is_refused(case):
     assert optimizer.draws == [2]
 
 
+def test_groups_that_were_taken_away_are_missed():
+    """param_groups is no list to edit; the message says what to do instead."""
+    first, second = make_params(((3,), (4,)))
+    optimizer = FusedGradDropAdamW([{"params": [first]}, {"params": [second]}])
+    train(optimizer, 1)
+    optimizer.param_groups.pop()
+    before = snapshot(optimizer, [first, second])
+    with pytest.raises(RuntimeError, match="expected the 2 param groups that were added, got 1"):
+        train(optimizer, 1)
+    assert_same(snapshot(optimizer, [first, second]), before)
+
+
 @pytest.mark.parametrize(
     "backend, dtype, message",
     [

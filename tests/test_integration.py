@@ -139,7 +139,7 @@ def test_auto_chooses_and_says_nothing(dtype, expected):
         warnings.simplefilter("error")
         train(automatic, 2)
     train(named, 2)
-    assert [key[1] for key in automatic._plan.executors] == [expected]
+    assert [key[1] for key in automatic._planner.latest.executors] == [expected]
     assert_same(snapshot(automatic), snapshot(named))
 
 
@@ -150,7 +150,26 @@ def test_auto_chooses_triton_on_a_gpu():
     params = [*make_params(((70,),), device="cuda"), *make_params(((70,),))]
     optimizer = FusedGradDropAdamW(params)
     train(optimizer, 1)
-    assert {key[1] for key in optimizer._plan.executors} == {"triton", "cpu"}
+    assert {key[1] for key in optimizer._planner.latest.executors} == {"triton", "cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("first", ["cuda", "cpu"])
+def test_one_norm_bounds_gradients_on_all_devices(first):
+    """The device's sum meets the host's, whichever comes first, before either is used."""
+    devices = (first, "cpu" if first == "cuda" else "cuda")
+    params = [make_params(((70_001,),), device=device)[0] for device in devices]
+    ours = FusedGradDropAdamW(params, max_grad_norm=1.0, seed=3)
+    plain = FusedGradDropAdamW(
+        [*make_params(((70_001,),)), *make_params(((70_001,),))], max_grad_norm=1.0, seed=3
+    )
+    for step in range(5):
+        train(ours, range(step, step + 1))
+        train(plain, range(step, step + 1))
+        assert float(ours.grad_norm) == pytest.approx(float(plain.grad_norm), rel=1e-5)
+    for mine, theirs in zip(params, params_of(plain), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs)
 
 
 def trainer_arguments(folder, **options):

@@ -17,7 +17,7 @@ from small_runs import (
     train,
 )
 
-from graddrop import FusedGradDropAdamW, graddrop_adamw_, schedules
+from graddrop import FusedGradDropAdamW, graddrop_adamw_
 
 CPU = torch.device("cpu")
 
@@ -142,52 +142,6 @@ def test_to_maximize_is_to_minimize_the_opposite(backend, device):
 def test_capturable_changes_no_number(backend, device):
     """capturable moves the step counter at most."""
     assert_same(run(backend, device, capturable=True), run(backend, device))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_replays_of_a_graph_are_steps():
-    """Each replay of a captured step draws the next mask, as the eager step does."""
-    eager, captured = (make_optimizer("triton", "cuda", capturable=True) for _ in range(2))
-    for optimizer in (eager, captured):
-        train(optimizer, 2)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        captured.step()
-    stream.synchronize()
-    eager.step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
-    for _ in range(3):
-        graph.replay()
-        eager.step()
-    assert_same(snapshot(captured), snapshot(eager))
-    assert captured.draws == eager.draws
-    assert captured.state_dict()["param_groups"] == eager.state_dict()["param_groups"]
-
-
-@pytest.mark.parametrize(
-    "knobs, message",
-    [
-        ({}, "expected capturable=True in every param group"),
-        (
-            {"capturable": True, "drop_prob": schedules.Linear(0.0, 1.0, 9)},
-            "expected a tensor as drop_prob .*, got a schedule",
-        ),
-    ],
-)
-def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, message):
-    """While a CUDA graph is captured the step says what it needs, and changes nothing."""
-    optimizer = make_optimizer(**knobs)
-    train(optimizer, 1)
-    before = snapshot(optimizer)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match=message):
-        optimizer.step()
-    monkeypatch.undo()
-    assert_same(snapshot(optimizer), before)
 
 
 def test_a_closure_is_evaluated_with_gradients():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_runs import (
     NAMES,
+    SMALL,
     assert_same,
     differs,
     make_params,
@@ -277,3 +278,26 @@ def test_steps_may_be_plain_numbers():
     ours.load_state_dict(state_dict)
     assert {state["step"].item() for state in ours.state.values()} == {3.0}
     assert ours.draws == [3, 3]
+
+
+def test_tensors_take_the_loaded_values_where_they_are():
+    """Whoever holds the tensor of a learning rate still does after loading."""
+    lr, drop_prob = torch.tensor([0.5]), torch.tensor(0.25)
+    ours = FusedGradDropAdamW(make_params(SMALL), lr=lr, drop_prob=drop_prob)
+    other = FusedGradDropAdamW(make_params(SMALL), lr=1e-3, drop_prob=torch.tensor([0.75]))
+    with pytest.warns(UserWarning, match="the loaded drop_prob=tensor"):
+        ours.load_state_dict(other.state_dict())
+    (group,) = ours.param_groups
+    assert group["lr"] is lr and group["drop_prob"] is drop_prob
+    assert (float(lr), float(drop_prob)) == (pytest.approx(1e-3), 0.75)
+    ours.load_state_dict(other.state_dict())  # equal values: no warning
+
+
+def test_others_may_keep_state_beside_ours():
+    """What was there before the first step stays, and ours is made."""
+    ours = FusedGradDropAdamW(make_params(SMALL))
+    (param, _) = params_of(ours)
+    ours.state[param]["ema"] = average = torch.zeros(5, 7)
+    train(ours, 2)
+    assert ours.state[param]["ema"] is average
+    assert ours.state[param]["step"] == 2

@@ -78,7 +78,7 @@ class TritonStep:
         self._pinned: list[Tensor] = []  # sources of uploads that a CUDA graph repeats
         n_tensors = len(tensor_table)
         self._tensor_table = torch.empty_like(tensor_table, device=device)
-        self._layout_table = layout_table.to(device)
+        self._layout_table = self._sent(layout_table)
         self.group_table = torch.empty(
             (n_groups, abi.N_GROUP_COLUMNS), dtype=torch.float64, device=device
         )
@@ -266,7 +266,7 @@ class TritonStep:
                 before = (n_chunks.cumsum(0) - n_chunks).repeat_interleave(n_chunks)
                 within = torch.arange(total) - before
                 chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
-                chunks = chunks.to(torch.int32).to(self._device)
+                chunks = self._sent(chunks.to(torch.int32))
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
                 launches.append(
                     Launch(dtypes, stochastic, is_strided, aligned, chunks, modes, rows, n_chunks)
@@ -282,7 +282,13 @@ class TritonStep:
             spans[launch.rows, 1] = launch.n_chunks
             total += len(launch.chunks)
         partials = torch.empty(total, dtype=torch.float32, device=self._device)
-        return spans.to(torch.int32).to(self._device), partials
+        return self._sent(spans.to(torch.int32)), partials
+
+    def _sent(self, source: Tensor) -> Tensor:
+        """A copy on the device."""
+        target = torch.empty_like(source, device=self._device)
+        self._upload(target, source)
+        return target
 
     def _upload(self, target: Tensor, source: Tensor) -> None:
         if target.device.type != "cuda":

@@ -1,0 +1,71 @@
+"""Which plan makes a step: the last one while its premises hold; each CUDA graph keeps its own."""
+
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .checks import is_capturing
+from .entries import entries_of
+from .groups import Group
+from .plan import Plan
+from .premises import Premises
+from .tables import Entry, Knobs
+
+State = dict[str, Any]
+
+
+class Planner:
+    """The plans of one optimizer.
+
+    Args:
+        backend: the backend asked for.
+        initial_state: makes the state of a parameter that has none yet.
+    """
+
+    def __init__(self, backend: str, initial_state: Callable[[Tensor, Group], State]) -> None:
+        self._backend = backend
+        self._initial_state = initial_state
+        self._premises: Premises | None = None  # of the latest plan
+        self._captured: list[tuple[Plan, Sequence[Entry | None]]] = []
+        self.latest: Plan | None = None  # of the steps that are not captured
+
+    def plan(
+        self,
+        groups: Sequence[Group],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: MutableMapping[Tensor, State],
+        knobs: Sequence[Knobs],
+    ) -> Plan:
+        """The plan of the step to come.
+
+        Args:
+            groups: the optimizer's param groups.
+            params: all of their parameters.
+            grads: their local gradients, None where there is none.
+            state: the optimizer's; what a parameter lacks is added once all checks have passed.
+            knobs: one per group.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: as :func:`graddrop.entries.entries_of` and
+                :class:`graddrop.plan.Plan`. Nothing has changed then.
+        """
+        capturing = is_capturing()
+        holds = self._premises is not None and self._premises.hold(params, grads, state, knobs)
+        if self.latest is not None and holds and not capturing:
+            return self.latest
+        entries, states = entries_of(groups, grads, state, self._initial_state)
+        plan = Plan(params, entries, knobs, self._backend)
+        state.update(states)
+        if capturing:
+            # A replay uploads tables again as they were: they are no step's but the graph's. They
+            # live on, with all that they point at, since it may be replayed at any time.
+            self._captured.append((plan, entries))
+        else:
+            self.latest, self._premises = plan, Premises(params, grads, state, knobs)
+        return plan
+
+    def forget(self) -> None:
+        """Make a new plan at the next step; graphs keep theirs."""
+        self.latest = self._premises = None
