@@ -229,6 +229,8 @@ def test_step(
         baseline_seconds.append(seconds(baseline))
         pass_seconds.append(seconds(in_place_pass))
 
+    # Until the row is whole: where SIGINT ends a run, the record keeps the rows that are.
+    benchmark.has_error = True
     benchmark.pedantic(
         synchronized(stepper.step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
     )
@@ -259,3 +261,4 @@ def test_step(
         "load_average": os.getloadavg()[0],
         **on_the_host(stepper.step, device),
     }
+    benchmark.has_error = False

@@ -1,11 +1,14 @@
-"""The command line of the benchmarks, and what a record says of what could not be measured."""
+"""How pytest runs the benchmarks: its options, its fixtures, what its records say."""
 
+import os
 from typing import Any
 
 import pytest
 import torch
 
+from bench.peers import PEERS
 from bench.record import NOT_MEASURED
+from bench.workloads import WORKLOADS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,9 +23,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_MEASURED] = []
 
 
-def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Write that list into the record."""
-    output_json["not_measured"] = config.stash[NOT_MEASURED]
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    """Write that list into the record, with the rows that were begun and are not whole."""
+    begun = [
+        {
+            "workload": WORKLOADS[row.params["workload_key"]].name,
+            "peer": PEERS[row.params["peer_key"]].name,
+            "reason": "begun, not finished",
+        }
+        for row in benchmarks
+        if row.has_error
+    ]
+    output_json["not_measured"] = config.stash[NOT_MEASURED] + begun
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """Name the commit that the environment names, for a copy of the files without .git."""
+    commit = os.environ.get("GRADDROP_COMMIT")
+    if commit is not None:
+        commit_info["id"] = commit.removesuffix("-dirty")
+        commit_info["dirty"] = commit.endswith("-dirty")
 
 
 @pytest.fixture(scope="session")

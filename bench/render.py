@@ -148,9 +148,15 @@ def _milliseconds(seconds: float) -> str:
 
 
 def main(record_path: str, readme_path: str | None = None) -> None:
-    """Print, draw, and write what the arguments ask for."""
+    """Print, draw, and write what the arguments ask for.
+
+    Raises:
+        ValueError: if no row of the record was measured, or the README has no place for the table.
+    """
     path = Path(record_path)
     record = json.loads(path.read_text(encoding="utf-8"))
+    if not record["benchmarks"]:
+        raise ValueError(f"{path}: expected a row that was measured, got none")
     print(render(record), end="")
     draw(record, path.with_suffix(".png"))
     if readme_path is not None:

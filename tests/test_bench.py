@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from bench import bench_step, render
+from bench import bench_step, conftest, render
 from bench.peers import PEERS, Peer
 from bench.workloads import WORKLOADS
 
@@ -112,6 +115,61 @@ def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch)
         bench_step.assert_step_is_the_reference(params)
 
 
+INTERRUPTING = """
+import os, signal
+from dataclasses import replace
+from bench.peers import PEERS, Stepper
+from bench.workloads import WORKLOADS, Workload
+
+WORKLOADS["50m"] = Workload("small", ((5000,),))
+steps = iter(range(1, 100))
+
+def step():
+    if next(steps) == int(os.environ["INTERRUPTED_STEP"]):
+        os.kill(os.getpid(), signal.SIGINT)
+
+PEERS["foreach"] = replace(PEERS["foreach"], make=lambda params: Stepper(step))
+"""
+
+
+@pytest.mark.parametrize("interrupted_step", [2, 4], ids=["warm-up", "measured"])
+def test_an_interrupted_run_keeps_the_rows_that_are_whole(tmp_path, interrupted_step):
+    """As at a time limit: the row that was begun says so, and the table of the others is made."""
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    (tmp_path / "interrupting.py").write_text(INTERRUPTING)
+    peers = ("fused", "foreach", "clip-fused")
+    rows = [f"bench/bench_step.py::test_step[50m-{peer}]" for peer in peers]
+    options = ["--quick", "-p", "interrupting", "-p", "no:cacheprovider", "-o", "addopts="]
+    path = tmp_path / "record.json"
+    # Not a worker's child: pytest-benchmark measures nothing under pytest-xdist.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    env |= {
+        "INTERRUPTED_STEP": str(interrupted_step),
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "GRADDROP_COMMIT": "0123456789abcdef-dirty",
+    }
+    command = [sys.executable, "-m", "pytest", *options, "--benchmark-json", str(path), *rows]
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED, run.stdout + run.stderr
+    record = json.loads(path.read_text())
+    assert [row["extra_info"]["peer_key"] for row in record["benchmarks"]] == ["fused"]
+    table = render.render(record)
+    assert "| torch AdamW fused, no mask |" in table
+    assert "| torch AdamW foreach, no mask | not measured: begun, not finished |" in table
+    assert "commit 0123456789 with changes" in table
+
+
+def test_the_environment_names_the_commit(monkeypatch):
+    """Where .git is absent; a tree without changes is not called changed."""
+    info = {"id": "unversioned", "dirty": True}
+    monkeypatch.delenv("GRADDROP_COMMIT", raising=False)
+    conftest.pytest_benchmark_update_commit_info(info)
+    assert info == {"id": "unversioned", "dirty": True}
+    monkeypatch.setenv("GRADDROP_COMMIT", "89ab")
+    conftest.pytest_benchmark_update_commit_info(info)
+    assert info == {"id": "89ab", "dirty": False}
+
+
 def make_record():
     """A record with a row of two peers that were measured, and one that could not be."""
     info = {
@@ -164,6 +222,15 @@ def test_the_summary_has_a_column_per_workload():
     assert table.splitlines()[0] == "| optimizer step, fp32, median ms | one tensor |"
     assert "| torch AdamW fused, no mask | 1.23 |" in table
     assert "| **GradDrop, one pass** | **50.0** |" in table
+
+
+def test_a_record_without_a_row_has_no_table(tmp_path):
+    """It is refused by name, before anything is printed or drawn."""
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps(make_record() | {"benchmarks": []}))
+    with pytest.raises(ValueError, match=r"none\.json: expected a row that was measured, got none"):
+        render.main(str(path))
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_a_record_becomes_a_plot(tmp_path):
