@@ -1,58 +1,75 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call: tests, memory and race checks, machine code, speed.
+# Everything that needs a GPU, in one call under 9 minutes: tests, memory and race checks, speed.
 #
-#   bash bench/gpu.sh RESULTS       on a machine with a GPU, from the root of the repository
+#   bash bench/gpu.sh RESULTS       on a machine with a GPU
 #   bash bench/gpu.sh RESULTS cpu   a dry run of the same steps where there is none
 #
-# Nothing is installed: torch, triton, pytest and pytest-benchmark of `python3` are used. Every step
-# runs even if one before it failed; RESULTS/summary.txt says which did, and the exit status is 1.
+# Nothing is installed: torch, triton, pytest and pytest-benchmark of `python3` are used, and
+# pytest-xdist if it is there. Where .git is not, say what is measured:
+#
+#   GRADDROP_COMMIT=$(git describe --always --dirty --abbrev=40 --exclude '*')
+#
+# Every step runs even if one before it failed, for as long as its limit or the whole allows. RESULTS
+# gets summary.txt (exit status and seconds of each step), log.txt, tables.md, and a record with its
+# plot per benchmark. The exit status is 1 if a step failed or there was no time for it.
 set -u
 results=$(realpath -m "${1:?expected a folder for the results}")
 device=${2:-cuda}
+deadline=510 # seconds; a step that has to be killed ends 20 later
 cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$results"
-: >"$results/summary.txt"
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+rm -f "$results"/{summary.txt,log.txt,tables.md} "$results"/bench*.{json,png}
+: "${GRADDROP_COMMIT:=$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)}"
+export GRADDROP_COMMIT=${GRADDROP_COMMIT:-unknown} PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+echo "commit $GRADDROP_COMMIT" | tee "$results/summary.txt"
 failed=0
 
-step() { # name, seconds, command ...
-  local name=$1 limit=$2 start=$SECONDS status
+step() { # name, limit in seconds, command ...
+  local name=$1 limit=$2 start=$SECONDS status=skipped
   shift 2
-  timeout --signal=INT --kill-after=20 "$limit" "$@" >"$results/$name.log" 2>&1
-  status=$?
-  printf '%-16s %-4s %4d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$results/summary.txt"
-  [ "$status" = 0 ] || { failed=1; tail -n 15 "$results/$name.log"; }
+  [ "$limit" -le $((deadline - start)) ] || limit=$((deadline - start))
+  echo "== $name: $*" >>"$results/log.txt"
+  if [ "$limit" -gt 0 ]; then
+    timeout --signal=INT --kill-after=20 "$limit" "$@" >>"$results/log.txt" 2>&1
+    status=$?
+  fi
+  printf '%-20s %-7s %4d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$results/summary.txt"
+  [ "$status" = 0 ] || { failed=1; tail -n 15 "$results/log.txt"; }
 }
 
-python3 - >"$results/machine.txt" <<'PY'
-import platform, subprocess, torch, triton
-commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-print(f"commit {commit or 'unknown'}, {device}, python {platform.python_version()}, "
-      f"torch {torch.__version__}, triton {triton.__version__}")
-PY
+[ "$device" = cuda ] && largest=xlmr-large every="" || largest=50m every=" and 50m"
+pytest=(python3 -m pytest -q -p no:cacheprovider)
+few=("${pytest[@]}" -m gpu tests/test_triton.py tests/test_clipping.py
+  -k "groups or launch or (layout and not row) or dropped")
+steps=(python3 -m bench.one_step "$device" "$largest")
+workers=() # each compiles kernels; the steps behind find them in Triton's cache
+python3 -c "import xdist" 2>/dev/null && workers=(-n auto --maxprocesses 8)
 
+step machine 20 python3 -c "import sys, torch, triton
+print(sys.version, torch.__version__, triton.__version__, sep='; ')
+print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else 'no GPU')"
 # The kernel of the CPU and machine code are no part of this: what they promise needs no GPU.
-step tests 120 python3 -m pytest -q -p no:cacheprovider -m gpu tests
-small=(python3 -m pytest -q -p no:cacheprovider tests/test_triton.py -k "groups or layout or launch")
+step tests 100 "${pytest[@]}" -p no:benchmark "${workers[@]}" -m gpu tests
 if [ "$device" = cuda ]; then
   for tool in memcheck racecheck initcheck; do
     # torch caches freed memory: without that, an access behind a tensor's end is seen
-    step "$tool" 45 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 "${small[@]}"
+    step "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 "${few[@]}"
   done
-  step ncu 45 ncu --clock-control none --kernel-name regex:dense_step --launch-count 3 \
-    --set basic python3 -m bench.one_step
+  step ncu 30 ncu --clock-control none --kernel-name regex:dense_step --launch-count 3 \
+    --set basic "${steps[@]}"
+else # what the tools would have looked at
+  step few 40 "${few[@]}"
+  step steps 30 "${steps[@]}"
 fi
-# Peers that compile for minutes come last, with a record of their own: if time runs out, the rest
-# is there.
-bench() { # name, seconds, peers
-  step "$1" "$2" python3 -m pytest -q -p no:cacheprovider bench/bench_step.py --quick -rs \
-    --device "$device" --benchmark-json "$results/$1.json" -k "$3"
-  [ ! -s "$results/$1.json" ] ||
-    python3 -m bench.render "$results/$1.json" >"$results/$1.md" 2>"$results/$1-render.log"
+
+bench() { # name, limit in seconds, peers and workloads
+  step "$1" "$2" "${pytest[@]}" bench/bench_step.py --quick -rs --device "$device" \
+    --benchmark-json "$results/$1.json" -k "$3"
+  step "$1-table" 15 bash -c 'python3 -m bench.render "$1" >>"$2"' - \
+    "$results/$1.json" "$results/tables.md"
 }
-[ "$device" = cuda ] && largest=xlmr-large every="" || largest=50m every=" and 50m"
-bench bench 160 "not compil and not torchao$every"
-bench bench-compiled 75 "(compil or torchao) and (50m or $largest)"
+# Peers that compile for minutes come last, with a record of their own.
+bench bench 130 "not compil and not torchao$every"
+bench bench-compiled 50 "(compil or torchao) and (50m or $largest)"
 exit "$failed"

@@ -1,4 +1,9 @@
-"""A few steps of ours on the shapes of XLM-R Large, for a profiler to look at."""
+"""A few steps of ours on one workload, for a profiler to look at.
+
+python -m bench.one_step cuda xlmr-large
+"""
+
+import sys
 
 import torch
 from torch.nn import Parameter
@@ -7,16 +12,17 @@ from bench.peers import one_pass
 from bench.workloads import WORKLOADS
 
 
-def main() -> None:
-    """Make three steps on the GPU."""
-    params = [Parameter(torch.randn(s, device="cuda")) for s in WORKLOADS["xlmr-large"].shapes]
+def main(device: str, workload_key: str) -> None:
+    """Make three steps."""
+    params = [Parameter(torch.randn(s, device=device)) for s in WORKLOADS[workload_key].shapes]
     for param in params:
         param.grad = torch.randn_like(param)
     optimizer = one_pass(params)
     for _ in range(3):
         optimizer.step()
-    torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
