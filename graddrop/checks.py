@@ -112,6 +112,8 @@ def check_param(param: Tensor) -> None:
 
 def shares_own_memory(tensor: Tensor) -> bool:
     """Whether two entries may lie at one address (an expanded tensor, say)."""
+    if tensor.is_contiguous():
+        return False
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:

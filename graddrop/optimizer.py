@@ -29,7 +29,7 @@ class FusedGradDropAdamW(Optimizer):
 
     A drop-in for ``torch.optim.AdamW``: masking and update are one pass over memory. At
     ``drop_prob=0`` it is AdamW. Masks are a pure function of (seed, draw, parameter, element): the
-    same bits on every backend, after resume, and under any sharding (``graddrop.mask``).
+    same bits on every backend, after resume, and for DTensors of any sharding (``graddrop.mask``).
 
     Every argument from ``lr`` to ``seed``, and ``maximize`` and ``capturable``, may differ per
     param group. A group may also carry ``stream_ids`` (a list of ints in [0, 2**30), one per
