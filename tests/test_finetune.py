@@ -128,8 +128,14 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"method": "sgd"}, "unknown method 'sgd'; expected one of standard"),
         ({"drop_prob": 1.5}, r"drop_prob must be in \[0, 1\], got 1.5"),
         ({"drop_prob": float("nan")}, r"drop_prob must be in \[0, 1\], got nan"),
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"max_steps": 0}, "max_steps must be positive, got 0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
+        ({"granularity": "column"}, "Invalid granularity: 'column': expected one of"),
+        ({"period": "week"}, r"Invalid period: 'week': expected one of \('step', 'epoch'\)"),
+        ({"period": 0}, "Invalid period: 0"),
+        ({"site": "loss"}, "Invalid site: 'loss': expected one of"),
+        ({"weight_decay": float("inf")}, "Invalid weight_decay value: inf"),
+        ({"max_steps": 0}, "max_steps must be positive and finite, got 0"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"method": "standard", "drop_prob": 0.5}, "method standard drops nothing; leave out"),
@@ -150,6 +156,7 @@ def test_bad_settings_are_named(
     """Every error says which value came and what was expected."""
     with pytest.raises(ValueError, match=message):
         finetune(config(data, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
     assert found.unfinished == ("begun",)
 
 
+def test_a_setting_in_which_runs_differ_makes_arms(tmp_path: Path) -> None:
+    """As the number of processes does, and a knob that was switched off by hand."""
+    one, two = (qadsm("standard", n, 0.5, processes=n + 1) for n in (0, 1))
+    found = collect(put(tmp_path / "processes", one, two))
+    assert [arm.label for arm in found.arms] == ["standard processes=1", "standard processes=2"]
+    by_preset, off = (qadsm("child-tuning-f", n, 0.5, rescale=(None, False)[n]) for n in (0, 1))
+    found = collect(put(tmp_path / "rescale", by_preset, off))
+    labels = ["child-tuning-f p=0.7", "child-tuning-f p=0.7 rescale=false"]
+    assert [arm.label for arm in found.arms] == labels
+
+
 def test_a_finished_run_has_not_failed(tmp_path: Path) -> None:
     """A record of an earlier failure does not count against a result."""
     put(tmp_path, qadsm("standard", 0, 0.5))

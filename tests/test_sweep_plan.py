@@ -143,7 +143,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path, suffix: str) -> None:
         ({"drop_probs": [1.5]}, r"drop_prob must be in \[0, 1\], got 1.5"),
         ({"methods": ["standard"], "drop_probs": [0.5]}, "none of the methods drops anything"),
         ({"lrr": 1}, "lrr: unknown setting; known: data, model"),
-        ({"lr": -1}, "run pos-standard-s0: lr must be positive, got -1"),
+        ({"lr": -1}, "run pos-standard-s0: lr must be positive and finite, got -1"),
         ({"lr": "big"}, "the wrong type .lr: expected float | None, got 'big'"),
         ({"max-steps": True}, "the wrong type .max_steps: expected int | None, got True"),
         ({"languages": ["de", "xx"]}, "task pos has no language 'xx'; expected some of pl"),
@@ -158,6 +158,11 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path, suffix: str) -> None:
         ({"method": {"graddrop": {"output": "x"}}}, "runs get folders of their own"),
         ({"output": 3}, "output: expected a folder, got 3"),
         ({"data": None}, "data: expected str, got None"),
+        (
+            {"accumulation": 3},
+            "run pos-standard-s0: accumulation must divide batch_size, got 3 for",
+        ),
+        ({"method": {"graddrop": {"site": "x"}}}, "run pos-graddrop-p0.5-s0: Invalid site: 'x'"),
         ({"max_steps": 1, "max-steps": 2}, "max_steps is set twice"),
     ],
 )

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import graddrop
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.model import TINY
 from graddrop.xglue.tasks import TASKS, get_task
@@ -40,6 +45,8 @@ class FinetuneConfig:
         max_grad_norm: Bound of the unmasked gradients' norm.
         max_length: Sub-words per model input.
         precision: `fp32`, or mixed precision with `bf16` or `fp16`.
+        processes: Processes, with a device each, that share a step; None means as many as the
+            launcher has started, any other number is refused.
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         exempt: Parameters that are never masked: some of `head`, `embeddings`, `norms`, `biases`.
         granularity: What shares one decision: `element`, `row`, `tensor` or `layer`.
@@ -65,6 +72,7 @@ class FinetuneConfig:
 
     Raises:
         ValueError: If a value is out of its range.
+        TypeError: If a knob of the optimizer is of the wrong type.
     """
 
     task: str
@@ -86,6 +94,7 @@ class FinetuneConfig:
     max_grad_norm: float = 1.0
     max_length: int | None = None
     precision: str = "fp32"
+    processes: int | None = None
     activation_checkpointing: bool = False
     exempt: tuple[str, ...] = ()
     granularity: str | None = None
@@ -121,8 +130,8 @@ class FinetuneConfig:
             _one_of("exempt", kind, tuple(EXEMPTIONS))
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed must be in [0, 2**32), got {self.seed}")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
@@ -143,9 +152,12 @@ class FinetuneConfig:
                 f"accumulation must divide batch_size, got {self.accumulation} "
                 f"for {self.batch_size}"
             )
+        # The optimizer knows its own knobs; for some it wants to see a parameter in a layer.
+        probe = ("layer.0", torch.nn.Parameter(torch.empty(1)))
+        graddrop.FusedGradDropAdamW([probe], weight_decay=self.weight_decay, **self.knobs())
 
     def resolved(self) -> "FinetuneConfig":
-        """Return the same run with the recipe's and the method's values filled in."""
+        """Return the same run with what recipe, method and launcher say filled in."""
         recipe = get_task(self.task).recipe
         method = METHODS[self.method]
         chosen: dict[str, Any] = {
@@ -157,14 +169,17 @@ class FinetuneConfig:
             chosen["epochs"] = recipe.epochs
         if self.drop_prob is None:
             chosen["drop_prob"] = method.drop_prob
+        if self.processes is None:
+            chosen["processes"] = int(os.environ.get("WORLD_SIZE", 1))
         return dataclasses.replace(self, **chosen)
 
     def knobs(self) -> dict[str, Any]:
         """Return the optimizer's keyword arguments for masking: the method's, then the run's."""
-        assert self.drop_prob is not None
+        method = METHODS[self.method]
+        drop_prob = method.drop_prob if self.drop_prob is None else self.drop_prob
         names = ("granularity", "period", "site", "rescale")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return {**METHODS[self.method].knobs(self.drop_prob), "seed": self.seed, **chosen}
+        return {**method.knobs(drop_prob), "seed": self.seed, **chosen}
 
     def to_json(self) -> dict[str, Any]:
         """Return what defines the run's outcome, as JSON has it.
@@ -186,6 +201,7 @@ _POSITIVE = (
     "eval_batch_size",
     "lr",
     "max_length",
+    "processes",
     "eval_steps",
     "save_steps",
     "log_steps",

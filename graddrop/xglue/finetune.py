@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--max-grad-norm", type=float)
     recipe.add_argument("--max-length", type=int, help="sub-words per model input")
     recipe.add_argument("--precision", choices=PRECISIONS)
+    recipe.add_argument("--processes", type=int, help="refused if the launcher starts others")
     recipe.add_argument("--activation-checkpointing", action="store_true", default=None)
 
     evaluation = parser.add_argument_group("evaluation, checkpoints")

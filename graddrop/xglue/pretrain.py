@@ -6,6 +6,7 @@ pretraining (Conneau et al., 2020, arXiv 1911.02116), thousands of times smaller
 
 import argparse
 import dataclasses
+import math
 import os
 import random
 import shutil
@@ -66,8 +67,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "layers", "epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.hidden_size % HEAD_SIZE:
             raise ValueError(
                 f"hidden_size must be a multiple of {HEAD_SIZE}, got {self.hidden_size}"
@@ -279,9 +280,10 @@ def _optimizer(config: PretrainConfig) -> tuple[type, dict[str, Any]]:
 
 def _arguments(config: PretrainConfig, draft: Path) -> "TrainingArguments":
     import torch
-    from transformers import TrainingArguments
 
-    return TrainingArguments(
+    from graddrop.xglue.arguments import OneDeviceArguments
+
+    return OneDeviceArguments(
         output_dir=str(draft),
         per_device_train_batch_size=config.batch_size,
         num_train_epochs=1,

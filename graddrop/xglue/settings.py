@@ -80,9 +80,11 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
         if name not in given:
             raise ValueError(f"{origin}: {name} is missing")
     try:
-        return FinetuneConfig(**given)
+        config = FinetuneConfig(**given)
+        config.resolved()  # beside what the task's recipe says a setting may be out of its range
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
+    return config
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -55,7 +55,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         DataError: If a file is missing, empty or malformed.
         RunFolderError: If the output folder holds something else.
-        ValueError: If the model or its tokenizer cannot be loaded, or a tracker is not installed.
+        ValueError: If the model or its tokenizer cannot be loaded, a tracker is not installed, or
+            the launcher has started other processes, or asks for another precision, than the
+            configuration.
         OSError: If the disk is full or the folder cannot be written.
     """
     import torch
@@ -69,6 +71,11 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
         return result
 
     processes = PartialState(cpu=not torch.accelerator.is_available())
+    if processes.num_processes != config.processes:
+        raise ValueError(
+            f"expected {config.processes} processes, the launcher has started "
+            f"{processes.num_processes}; use torchrun --nproc-per-node {config.processes}"
+        )
     # The first process fills the caches, the others read them; by then all have checked the folder.
     with processes.main_process_first():
         data = RunData(config, open_source(config.data, verify=config.verify))
@@ -80,13 +87,14 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     is_trained = bool(state) and _is_over(state)
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, data.task, tokenizer, config.seed)
+    arguments = _arguments(config, folder, bool(data.watched))
     # Whatever the user may have got wrong has shown by now.
     processes.wait_for_everyone()
     with folder.at_work() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
             folder.claim(config.to_json(), checkpoint)
         processes.wait_for_everyone()
-        trainer = _trainer(config, data, features, tokenizer, model, folder, checkpoint)
+        trainer = _trainer(config, data, features, tokenizer, model, arguments, checkpoint)
         if is_trained:
             trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
         else:
@@ -147,7 +155,7 @@ def _trainer(
     features: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     model: "PreTrainedModel",
-    folder: RunFolder,
+    arguments: "TrainingArguments",
     checkpoint: Path | None,
 ) -> "ZeroShotTrainer":
     import transformers
@@ -156,13 +164,12 @@ def _trainer(
 
     if METHODS[config.method].trains == "head":
         freeze_all_but_head(model)
-    evaluations = dict(data.evaluation_sets("dev", tokenizer, data.watched))
     return ZeroShotTrainer(
         task=data.task,
-        evaluations=evaluations,
+        evaluations=dict(data.evaluation_sets("dev", tokenizer, data.watched)),
         seconds_before=seal_note(checkpoint)["seconds"] if checkpoint else 0.0,
         model=model,
-        args=_arguments(config, folder, bool(evaluations)),
+        args=arguments,
         train_dataset=features,
         processing_class=tokenizer,
         data_collator=getattr(transformers, HEADS[data.task.head].collator)(tokenizer),
@@ -198,13 +205,13 @@ def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
 
 def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "TrainingArguments":
     import torch
-    from transformers import TrainingArguments
 
+    from graddrop.xglue.arguments import OneDeviceArguments
     from graddrop.xglue.trainer import selection_metric
 
     assert config.batch_size is not None and config.lr is not None
     interval = "epoch" if config.eval_steps is None else "steps"
-    return TrainingArguments(
+    return OneDeviceArguments(
         output_dir=str(folder.path),
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,

@@ -275,7 +275,7 @@ def knobs_of(config: Mapping[str, Any]) -> dict[str, str]:
     """
     method = METHODS[config["method"]]
     relevant = KNOBS if method.preset else KNOBS[-1:] if method.trains == "gradually" else ()
-    return {name: _text(config[name]) for name in relevant if config.get(name)}
+    return {name: _text(config[name]) for name in relevant if config.get(name) not in (None, [])}
 
 
 def _arm(config: Mapping[str, Any], knobs: Sequence[str], settings: Sequence[str]) -> Arm:
