@@ -5,20 +5,19 @@
 #   bash bench/gpu.sh RESULTS cpu   a dry run of the same steps where there is none
 #
 # Nothing is installed: torch, triton, pytest and pytest-benchmark of `python3` are used, and
-# pytest-xdist if it is there. Where .git is not, say what is measured:
+# pytest-xdist if it is there. For a copy without .git, GRADDROP_COMMIT says of which commit it is:
+# what `git describe --always --dirty --abbrev=40 --exclude '*'` prints in the original.
 #
-#   GRADDROP_COMMIT=$(git describe --always --dirty --abbrev=40 --exclude '*')
-#
-# Every step runs even if one before it failed, for as long as its limit or the whole allows. RESULTS
-# gets summary.txt (exit status and seconds of each step), log.txt, tables.md, and a record with its
-# plot per benchmark. The exit status is 1 if a step failed or there was no time for it.
+# Every step runs even if one before it failed, within its limit and what is left of the whole.
+# RESULTS gets summary.txt (exit status and seconds of each step), log.txt, tables.md, and for each
+# benchmark a record and its plot. The exit status is 1 if a step failed or had no time left.
 set -u
 results=$(realpath -m "${1:?expected a folder for the results}")
 device=${2:-cuda}
 deadline=510 # seconds; a step that has to be killed ends 20 later
 cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$results"
-rm -f "$results"/{summary.txt,log.txt,tables.md} "$results"/bench*.{json,png}
+rm -f "$results"/{summary.txt,log.txt,tables.md} "$results"/{bench,bench-compiled}.{json,png}
 : "${GRADDROP_COMMIT:=$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)}"
 export GRADDROP_COMMIT=${GRADDROP_COMMIT:-unknown} PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 echo "commit $GRADDROP_COMMIT" | tee "$results/summary.txt"
@@ -49,7 +48,7 @@ step machine 20 python3 -c "import sys, torch, triton
 print(sys.version, torch.__version__, triton.__version__, sep='; ')
 print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else 'no GPU')"
 # The kernel of the CPU and machine code are no part of this: what they promise needs no GPU.
-step tests 100 "${pytest[@]}" -p no:benchmark "${workers[@]}" -m gpu tests
+step tests 100 env OMP_NUM_THREADS=1 "${pytest[@]}" -p no:benchmark "${workers[@]}" -m gpu tests
 if [ "$device" = cuda ]; then
   for tool in memcheck racecheck initcheck; do
     # torch caches freed memory: without that, an access behind a tensor's end is seen
@@ -66,7 +65,8 @@ fi
 bench() { # name, limit in seconds, peers and workloads
   step "$1" "$2" "${pytest[@]}" bench/bench_step.py --quick -rs --device "$device" \
     --benchmark-json "$results/$1.json" -k "$3"
-  step "$1-table" 15 bash -c 'python3 -m bench.render "$1" >>"$2"' - \
+  printf '# %s\n\n' "$1" >>"$results/tables.md"
+  step "$1-table" 15 bash -c 'python3 -m bench.render "$1" >>"$2" && echo >>"$2"' - \
     "$results/$1.json" "$results/tables.md"
 }
 # Peers that compile for minutes come last, with a record of their own.
