@@ -73,12 +73,14 @@ def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> N
 def test_a_finished_run_is_not_repeated(
     data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With `resume` its result is returned, and nothing is trained."""
+    """With `resume` its result is returned, nothing is trained, and what a kill has left goes."""
+    (finished / "checkpoint-15").mkdir()
     monkeypatch.setattr(
         trainer_module.ZeroShotTrainer, "train", lambda *_, **__: pytest.fail("trained again")
     )
     result = finetune(config(data, finished), resume=True)
     assert result == json.loads((finished / "result.json").read_text())
+    assert not (finished / "checkpoint-15").exists()
 
 
 def test_trackers_keep_their_records(data: Path, tmp_path: Path) -> None:

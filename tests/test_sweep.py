@@ -166,10 +166,13 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     assert states[2] == "pos-standard-s0: finished"
 
     (data / "later").rename(data / "NER")
+    # As of a kill just after the result was written.
+    (left := output / "runs/pos-standard-s0/checkpoint-7").mkdir()
     assert sweeper.run(arguments, screen) == 0, screen.read_text()
     (data / "NER").rename(data / "later")
     assert len(outcomes(output)) == 4
     assert not list(output.rglob("failure.json"))
+    assert not left.exists()
 
 
 def test_a_killed_worker_is_replaced(sweeper: Zygote, data: Path, tmp_path: Path) -> None:

@@ -199,6 +199,17 @@ def test_groups_hold_every_parameter_once() -> None:
         assert decayed and not any("LayerNorm" in n or n.endswith("bias") for n in decayed)
 
 
+def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
+    """Weights for other labels are no weights to begin with; the same labels are."""
+    pos, ner = get_task("pos"), get_task("ner")
+    tokenizer = load_tokenizer("tiny", ["a b"])
+    model = load_model("tiny", pos, tokenizer, seed=0)
+    model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), pos, tokenizer, seed=0).num_labels == len(pos.labels)
+    with pytest.raises(ValueError, match="than task ner with its 9 labels; name the encoder"):
+        load_model(str(tmp_path), ner, tokenizer, seed=0)
+
+
 def gradients(model: Any, optimizer: Any) -> dict[str, torch.Tensor]:
     """All gradients of a step."""
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

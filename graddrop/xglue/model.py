@@ -143,7 +143,7 @@ def load_model(
         seed: Seed of the new weights: the head's, or all of them for `tiny`.
 
     Raises:
-        ValueError: If no such model can be loaded.
+        ValueError: If no such model can be loaded, or it has a head for other labels.
     """
     import torch
     import transformers
@@ -165,4 +165,9 @@ def load_model(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model {name!r} could not be loaded as {head.auto_model}: {error}"
+        ) from error
+    except RuntimeError as error:  # weights of other shapes
+        raise ValueError(
+            f"model {name!r} has a head for something else than task {task.name} with its "
+            f"{len(task.labels)} labels; name the encoder that it was made from ({error})"
         ) from error

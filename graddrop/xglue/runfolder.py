@@ -13,17 +13,21 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 SEAL_FILE = "seal.json"
 LOCK_FILE = ".lock"
+
+GLANCE = 0.1
+"""Seconds for which one who only asks whether somebody is at work may seem to be so himself."""
 
 
 class RunFolderError(ValueError):
@@ -87,7 +91,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn whatever is raised while files are written into an `OSError`.
 
     Where the disk is full torch raises a `RuntimeError`, safetensors an error of its own, and
-    tokenizers a plain `Exception`.
+    tokenizers a plain `Exception`. Errors of a device, whose memory is being read, stay what they
+    are.
 
     Args:
         path: What is being written, for the message.
@@ -95,9 +100,11 @@ def writing(path: Path) -> Iterator[None]:
     Raises:
         OSError: With the space that is left, since a full disk is the usual cause.
     """
+    import torch
+
     try:
         yield
-    except OSError:
+    except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
         free = shutil.disk_usage(path if path.exists() else path.parent).free
@@ -197,13 +204,14 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK_FILE).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderBusyError(
-                    f"another process is at work in {self.path}; wait for it, or choose another "
-                    "output folder"
-                ) from None
+            deadline = time.monotonic() + GLANCE
+            while not _locked(lock, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise RunFolderBusyError(
+                        f"another process is at work in {self.path}; wait for it, or choose "
+                        "another output folder"
+                    )
+                time.sleep(GLANCE / 10)
             yield
 
     def is_busy(self) -> bool:
@@ -213,11 +221,7 @@ class RunFolder:
         except FileNotFoundError:
             return False
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+            return not _locked(lock, fcntl.LOCK_SH)
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None."""
@@ -230,6 +234,15 @@ class RunFolder:
         (self.path / FAILURE_FILE).unlink(missing_ok=True)
         write_json(self.path / RESULT_FILE, result)
         if not keep_checkpoints:
+            self.discard_checkpoints()
+
+    def tidy(self, keep_checkpoints: bool) -> None:
+        """Remove what a process that was killed after the result was written has left to remove."""
+        finished = (self.path / RESULT_FILE).exists()
+        if keep_checkpoints or not finished or not any(self.path.glob("checkpoint-*")):
+            return
+        # Nothing depends on it: whoever is at work, or may write here, does it another time.
+        with suppress(RunFolderBusyError, OSError), self.at_work():
             self.discard_checkpoints()
 
     def failure(self) -> dict[str, Any] | None:
@@ -309,6 +322,15 @@ def is_whole(checkpoint: Path) -> bool:
 def seal_note(checkpoint: Path) -> dict[str, Any]:
     """Return what was kept with the seal of a whole checkpoint."""
     return read_json(checkpoint / SEAL_FILE)["note"]
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    """Take a lock, which goes when the file is closed, and return whether it was to be had."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -68,6 +68,8 @@ def sweep(
     configs = plan.configs(output)
     checked = {config.output: _check(config) for config in configs}
     results = {folder: result for folder, result in checked.items() if result is not None}
+    for config in configs:
+        RunFolder(Path(config.output)).tidy(config.keep_checkpoints)
     unfinished = [config for config in configs if config.output not in results]
     if unfinished:
         outcomes, places = _begin(unfinished, workers, engine)

@@ -68,6 +68,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     folder = RunFolder(Path(config.output))
     result = folder.check(config.to_json(), resume)
     if result is not None:
+        folder.tidy(config.keep_checkpoints)
         return result
 
     processes = PartialState(cpu=not torch.accelerator.is_available())
