@@ -15,50 +15,81 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
-CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # tensors, entries of each, our knobs
-    "one large tensor": (1, 50_000_000, {}),
-    "one large tensor, no mask": (1, 50_000_000, {"drop_prob": 0.0}),
-    "one large tensor, clipped": (1, 50_000_000, {"max_grad_norm": 1.0}),
-    "one large tensor, clipped by the masked norm": (
-        1,
-        50_000_000,
-        {"max_grad_norm": 1.0, "masked_norm": True},
+
+@dataclass(frozen=True)
+class Case:
+    """What is stepped.
+
+    Attributes:
+        n_tensors: how many.
+        size: entries of each.
+        knobs: of our optimizer.
+        absent: whether a thirteenth of the gradients is missing, others in each step.
+    """
+
+    n_tensors: int
+    size: int
+    knobs: dict[str, Any] = field(default_factory=dict)
+    absent: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        """Whether memory decides, not Python."""
+        return self.size > 10_000
+
+    def renew(self, params: Sequence[Parameter], step: int) -> None:
+        """Give the parameters the gradients of a step: new tensors, as after zero_grad()."""
+        for index, param in enumerate(params):
+            missing = self.absent and step > 0 and index % 13 == step % 13
+            param.grad = None if missing else torch.full((self.size,), 1e-3)
+
+
+LARGE = 50_000_000
+CASES = {
+    "one large tensor": Case(1, LARGE),
+    "one large tensor, no mask": Case(1, LARGE, {"drop_prob": 0.0}),
+    "one large tensor, clipped": Case(1, LARGE, {"max_grad_norm": 1.0}),
+    "one large tensor, clipped by the masked norm": Case(
+        1, LARGE, {"max_grad_norm": 1.0, "masked_norm": True}
     ),
-    "391 tensors of 4 entries": (391, 4, {}),
-    "one tensor of 4 entries": (1, 4, {}),
+    "391 tensors of 4 entries": Case(391, 4),
+    "391 tensors of 4 entries, some without gradients": Case(391, 4, absent=True),
+    "one tensor of 4 entries": Case(1, 4),
 }
 ROUNDS = 15
 STEPS = {True: 1, False: 40}  # per round, of large tensors, of small ones: their median counts
 PAUSE = 0.02  # seconds in which the other process's threads go to sleep
 
 
-def serve(case: str, fused: bool) -> None:
+def serve(name: str, fused: bool) -> None:
     """Step when standard input says so; print seconds, then Python calls per step."""
     import graddrop
 
-    n_tensors, size, knobs = CASES[case]
-    if size <= 10_000:
+    case = CASES[name]
+    if not case.is_large:
         torch.set_num_threads(1)  # what is measured is Python
-    params = [Parameter(torch.randn(size)) for _ in range(n_tensors)]
+    params = [Parameter(torch.randn(case.size)) for _ in range(case.n_tensors)]
     if fused:
         step = torch.optim.AdamW(params, fused=True).step
     else:
-        step = graddrop.FusedGradDropAdamW(params, **knobs).step
+        step = graddrop.FusedGradDropAdamW(params, **case.knobs).step
     print(Path(graddrop.__file__).parents[1], flush=True)
+    number = 0
     for _ in sys.stdin:
         taken = []
-        for _ in range(STEPS[size > 10_000]):
-            for param in params:  # a new one each time, as after zero_grad()
-                param.grad = torch.full((size,), 1e-3)
+        for _ in range(STEPS[case.is_large]):
+            case.renew(params, number)
             start = time.perf_counter()
             step()
             taken.append(time.perf_counter() - start)
+            number += 1
         print(statistics.median(taken), flush=True)
     print(_python_calls(step), flush=True)
 

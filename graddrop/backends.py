@@ -26,8 +26,11 @@ Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
 class Executor(Protocol):
     """One step of a fixed set of entries on one device, in its three parts."""
 
-    def set_grads(self, grads: Sequence[Tensor]) -> None:
-        """Take over the next step's gradients, one per entry, of dtypes and strides as before."""
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """Take over the next step's gradients, one per entry, of dtypes and strides as before.
+
+        An entry whose gradient is None stands still in this step.
+        """
 
     def prepare(
         self,
@@ -125,7 +128,7 @@ class ReferenceExecutor:
     """Entry by entry in plain torch; the definition, on any device and dtype."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self._grads: Sequence[Tensor] = [entry.grad for entry in entries]
+        self._grads: Sequence[Tensor | None] = []
         gone = torch.empty(0)
         self._entries = [replace(entry, grad=gone) for entry in entries]
         self._knobs: Sequence[Knobs] = []
@@ -133,7 +136,7 @@ class ReferenceExecutor:
         self._loss_scale = 1.0
         self._skipped = False
 
-    def set_grads(self, grads: Sequence[Tensor]) -> None:
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
         self._grads = grads
 
@@ -153,6 +156,9 @@ class ReferenceExecutor:
         """See :class:`Executor`."""
         squares = []
         for entry, grad in zip(self._entries, self._grads, strict=True):
+            if grad is None:
+                squares.append(entry.param.new_zeros((), dtype=torch.float64))
+                continue
             group = self._knobs[entry.group]
             keep = self._keep(entry) if masked else None
             total = masked_squares(grad, keep, site=group.site, mask_scale=_mask_scale(group))
@@ -167,6 +173,8 @@ class ReferenceExecutor:
         assert self._counters is not None
         factor = 1.0 if clip_factor is None else clip_factor.item()
         for entry, grad in zip(self._entries, grads, strict=True):
+            if grad is None:
+                continue
             group = self._knobs[entry.group]
             keep = self._keep(entry)
             entry.step.add_(1)
@@ -216,21 +224,25 @@ class CpuExecutor:
         for index, entry in enumerate(entries):
             signature = entry.dtypes, knobs[entry.group].rounds(entry.param.dtype)
             members.setdefault(signature, []).append(index)
-        self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
         self._calls = [
             (*signature, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
             for signature, rows in members.items()
         ]
+        origins = torch.empty(len(entries), dtype=torch.int64)
+        for _, _, rows, tensor_table, _ in self._calls:
+            origins[rows] = tensor_table[:, abi.GRAD]
+        self._grad_column = GradColumn(entries, origins)
+        self._n_entries = len(entries)
         self._group_table = torch.empty(0)
         self._counters = torch.empty(0)
         self._loss_scale = 1.0
         self._skipped = False
 
-    def set_grads(self, grads: Sequence[Tensor]) -> None:
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
-        if (moves := _moves(self._grad_ptrs, grads)) is not None:
+        if (origins := self._grad_column.moved(grads)) is not None:
             for _, _, rows, tensor_table, _ in self._calls:
-                tensor_table[:, abi.GRAD] += moves[rows]
+                tensor_table[:, abi.GRAD] = origins[rows]
 
     def prepare(
         self,
@@ -250,7 +262,7 @@ class CpuExecutor:
 
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
-        squares = torch.empty(len(self._grad_ptrs), dtype=torch.float64)
+        squares = torch.empty(self._n_entries, dtype=torch.float64)
         for dtypes, _, rows, tensor_table, layout_table in self._calls:
             squares[rows] = cpu.grad_squares(
                 tensor_table,
@@ -291,7 +303,7 @@ class TritonExecutor:
         launcher = _triton()
         assert launcher is not None
         tensor_table, layout_table = tensor_tables(entries, knobs)
-        self._grad_ptrs = [entry.grad.data_ptr() for entry in entries]
+        self._grad_column = GradColumn(entries, tensor_table[:, abi.GRAD])
         self._launcher = launcher.TritonStep(
             tensor_table,
             layout_table,
@@ -307,10 +319,10 @@ class TritonExecutor:
         """Kernel launches per step, without clipping."""
         return self._launcher.n_launches
 
-    def set_grads(self, grads: Sequence[Tensor]) -> None:
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
-        if (moves := _moves(self._grad_ptrs, grads)) is not None:
-            self._launcher.move_grads(moves)
+        if (origins := self._grad_column.moved(grads)) is not None:
+            self._launcher.set_grads(origins)
 
     def prepare(
         self,
@@ -340,11 +352,23 @@ class TritonExecutor:
         self._launcher.step(clip_factor)
 
 
-def _moves(pointers: list[int], grads: Sequence[Tensor]) -> Tensor | None:
-    """Bytes that each gradient has moved, int64, None if none has; ``pointers`` follow them."""
-    found = list(map(Tensor.data_ptr, grads))
-    if found == pointers:
-        return None
-    moves = torch.tensor(found, dtype=torch.int64) - torch.tensor(pointers, dtype=torch.int64)
-    pointers[:] = found
-    return moves
+class GradColumn:
+    """The column GRAD of tensor tables, which follows the gradients wherever they lie.
+
+    Args:
+        entries: one per row, each with a tensor like its gradients.
+        origins: the column as it is for those: int64 [n_entries].
+    """
+
+    def __init__(self, entries: Sequence[Entry], origins: Tensor) -> None:
+        self._addresses = [entry.grad.data_ptr() for entry in entries]
+        self._before = origins - torch.tensor(self._addresses, dtype=torch.int64)
+
+    def moved(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """The column for these gradients, None if it is what it was."""
+        found = [abi.NO_GRAD if grad is None else grad.data_ptr() for grad in grads]
+        if found == self._addresses:
+            return None
+        self._addresses = found
+        addresses = torch.tensor(found, dtype=torch.int64)
+        return torch.where(addresses == abi.NO_GRAD, addresses, addresses + self._before)

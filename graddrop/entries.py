@@ -29,7 +29,8 @@ def entries_of(
         initial_state: makes the state of a parameter that has none yet.
 
     Returns:
-        One entry per parameter, None where it has no gradient; the state of each that has one.
+        One entry per parameter, None where it has neither gradient nor state; the state of the
+        others.
 
     Raises:
         RuntimeError: a gradient or a state that does not match its parameter.
@@ -43,13 +44,16 @@ def entries_of(
             group["params"], group["stream_ids"], group["layers"], strict=True
         ):
             grad = grads[len(entries)]
-            if grad is None:
+            own = state.get(param, {})
+            if grad is None and own.keys().isdisjoint(STATE_KEYS):
                 entries.append(None)
                 continue
             local = local_tensor(param)
             check_param(local)
+            # Who stands still in this step is likely to move again: most gradients are laid out as
+            # their parameters.
+            grad = local if grad is None else grad
             check_grad(local, grad)
-            own = state.get(param, {})
             if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
                 own = {**own, **initial_state(param, group)}
             states[param] = own

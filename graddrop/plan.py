@@ -1,6 +1,7 @@
 """One step of tensors on any devices: an executor for each device and backend."""
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Plan:
 
     Args:
         params: all parameters of the optimizer.
-        entries: one per parameter; None where it has no gradient.
+        entries: one per parameter; None where it takes no part.
         knobs: one per group.
         backend: the backend asked for.
 
@@ -50,7 +51,8 @@ class Plan:
             for key, members in self._members.items()
         }
         self._totals: dict[Key, Total] = {}  # made when a norm is first asked for
-        self._params = [p for p, entry in zip(params, entries, strict=True) if entry is not None]
+        self._planned = [entry is not None for entry in entries]
+        self._params = list(compress(params, self._planned))
 
     def step(
         self,
@@ -74,11 +76,11 @@ class Plan:
         Returns:
             The norm before clipping, 0-dim, on the first executor's device; None without clipping.
         """
-        present = [grad for grad in grads if grad is not None]
+        planned = list(compress(grads, self._planned))
         for key, executor in self.executors.items():
             members = self._members[key]
-            all_here = len(members) == len(present)
-            executor.set_grads(present if all_here else [present[i] for i in members])
+            all_here = len(members) == len(planned)
+            executor.set_grads(planned if all_here else [planned[i] for i in members])
             scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
             executor.prepare(knobs, counters[key], *scaling)
         norm = None if clipping is None else self._grad_norm(clipping.masked)
@@ -86,7 +88,8 @@ class Plan:
         for key, executor in self.executors.items():
             executor.step(_on(factor, key[0]))
         # Autograd sees no write through an address, and would use graphs that hold old values.
-        torch.autograd.graph.increment_version(self._params)
+        written = [p for p, grad in zip(self._params, planned, strict=True) if grad is not None]
+        torch.autograd.graph.increment_version(written)
         return norm
 
     def _grad_norm(self, masked: bool) -> Tensor | None:

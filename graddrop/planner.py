@@ -63,7 +63,8 @@ class Planner:
             # live on, with all that they point at, since it may be replayed at any time.
             self._captured.append((plan, entries))
         else:
-            self.latest, self._premises = plan, Premises(params, grads, state, knobs)
+            like_grads = [None if entry is None else entry.grad for entry in entries]
+            self.latest, self._premises = plan, Premises(params, like_grads, state, knobs)
         return plan
 
     def forget(self) -> None:

@@ -6,7 +6,7 @@ functions that loop in C.
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_, itemgetter, le
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ class Premises:
 
     Args:
         params: all parameters of the optimizer.
-        grads: their local gradients, None where there is none; the others are dense.
-        state: the optimizer's; each parameter with a gradient has all of its state.
+        grads: for each that takes part, a tensor laid out as its local gradient; None for the
+            others. All are dense.
+        state: the optimizer's; each parameter that takes part has all of its state.
         knobs: one per group.
     """
 
@@ -43,15 +44,16 @@ class Premises:
     ) -> None:
         self._params = list(params)
         self._structure = _structure(knobs)
-        self._present = [grad is not None for grad in grads]
-        self._moving = list(compress(params, self._present))
+        self._planned = [grad is not None for grad in grads]
+        moving = list(compress(params, self._planned))
+        self._moving = moving
         self._owners = list(state.values())  # dicts
-        self._own = [state[param] for param in self._moving]
+        self._own = [state[param] for param in moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
         self._addresses = self._find_addresses()
         # torch sees to it that its own parameters have gradients of their shape and device.
         self._plain = are_plain(params)
-        self._layouts = self._find_layouts(grads)
+        self._layouts = self._find_layouts(list(compress(grads, self._planned)))
 
     def hold(
         self,
@@ -62,7 +64,8 @@ class Premises:
     ) -> bool:
         """Whether only values, or gradients' places, differ. Arguments as for the constructor.
 
-        Addresses are compared, not objects alone: ``.data = `` swaps the memory of a tensor.
+        Some that take part may have no gradient this time. Addresses are compared, not objects
+        alone: ``.data = `` swaps the memory of a tensor.
         """
         try:
             held = chain.from_iterable(map(_STATE, self._own))
@@ -73,10 +76,9 @@ class Premises:
                 and are_plain(params) == self._plain
                 and all(map(is_, state.values(), self._owners))
                 and all(map(is_, held, self._held))
-                and [grad is not None for grad in grads] == self._present
                 and _structure(knobs) == self._structure
                 and self._find_addresses() == self._addresses
-                and self._find_layouts(grads) == self._layouts
+                and self._take(grads)
             )
         except KeyError:  # a part of the state is gone
             return False
@@ -85,14 +87,23 @@ class Premises:
         moved = chain(local_tensors(self._moving), local_tensors(self._held))
         return list(map(Tensor.data_ptr, moved))
 
-    def _find_layouts(self, grads: Sequence[Tensor | None]) -> object:
+    def _take(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether the plan takes these gradients."""
+        present = [grad is not None for grad in grads]
+        if not all(map(le, present, self._planned)):
+            return False
+        among = list(compress(present, self._planned))
+        expected = self._layouts
+        if not all(among):
+            expected = tuple(list(compress(column, among)) for column in expected)
+        return self._find_layouts(list(compress(grads, present))) == expected
+
+    def _find_layouts(self, grads: Sequence[Any]) -> tuple[list[Any], ...]:
         """What the tables and the choice of code depend on beside the parameters."""
-        present: list[Any] = list(compress(grads, self._present))
-        layouts = set(map(_LAYOUT, present))
-        if layouts - {torch.strided}:
-            return layouts  # only strided tensors have strides; no plan is made for others
-        rest = None if self._plain else list(map(_SHAPE_AND_DEVICE, present))
-        return list(map(_DTYPE, present)), list(map(Tensor.stride, present)), rest
+        if set(map(_LAYOUT, grads)) - {torch.strided}:
+            return ()  # only strided tensors have strides; no plan is made for others
+        columns = list(map(_DTYPE, grads)), list(map(Tensor.stride, grads))
+        return columns if self._plain else (*columns, list(map(_SHAPE_AND_DEVICE, grads)))
 
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:

@@ -16,7 +16,7 @@ shard is nothing but a range ``[BEGIN, END)``.
 # -- tensor table: int64 [n_tensors, N_TENSOR_COLUMNS] ---------------------------------------------
 (
     PARAM,  # origin address, bytes (strided layout: address of the first local entry)
-    GRAD,  # as PARAM
+    GRAD,  # as PARAM; or NO_GRAD
     EXP_AVG,  # as PARAM
     EXP_AVG_SQ,  # as PARAM
     STEP,  # address of the tensor's float32 step counter; advanced by the step
@@ -32,6 +32,7 @@ shard is nothing but a range ``[BEGIN, END)``.
     ROUNDING,  # mask contract stream of the bits for stochastic rounding, [0, 2**32)
 ) = range(14)
 N_TENSOR_COLUMNS = 14
+NO_GRAD = 1  # instead of an address: without a gradient the tensor and its counter stand still
 
 # -- layout table: int64 [n_strided, N_LAYOUT_COLUMNS] ---------------------------------------------
 # N_DIMS, then MAX_DIMS values each of: size, param stride, grad stride, moment stride, element

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cstdint>
+
 namespace graddrop {
 
 enum TensorColumn {
@@ -21,6 +23,7 @@ enum TensorColumn {
     ROUNDING,
     N_TENSOR_COLUMNS
 };
+constexpr int64_t NO_GRAD = 1;
 constexpr int MAX_DIMS = 8;
 enum LayoutColumn {
     N_DIMS,

@@ -141,8 +141,9 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
         return 1;
     }
     for (int64_t i = 0; i < n_tensors; ++i) {
-        Tensor t = prepare(tensor_table + i * N_TENSOR_COLUMNS, layout_table, group_table, counters,
-                           grad_factor, work.kernel);
+        const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
+        if (row[GRAD] == NO_GRAD) continue;
+        Tensor t = prepare(row, layout_table, group_table, counters, grad_factor, work.kernel);
         *t.finished += 1;
         if (t.dropped && t.site == SITE_FREEZE) t.n_tiles = 0;
         work.add(t, i);
@@ -172,8 +173,9 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
     try {
         work.tensors.reserve(size_t(n_tensors));
         for (int64_t i = 0; i < n_tensors; ++i) {
-            Tensor t = prepare(tensor_table + i * N_TENSOR_COLUMNS, layout_table, group_table,
-                               counters, 1.0, work.kernel);
+            const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
+            if (row[GRAD] == NO_GRAD) continue;
+            Tensor t = prepare(row, layout_table, group_table, counters, 1.0, work.kernel);
             const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
             if (!masked || !on_grad)
                 t.source = SOURCE_NONE;

@@ -89,9 +89,9 @@ class TritonStep:
         self._sums: tuple[Tensor, Tensor] | None = None  # made when it is first needed
         self._upload(self._tensor_table, tensor_table)
 
-    def move_grads(self, distances: Tensor) -> None:
-        """Take over where the gradients lie now: int64 [n_tensors], bytes that each has moved."""
-        self._host_table[:, abi.GRAD] += distances
+    def set_grads(self, origins: Tensor) -> None:
+        """Take over where the gradients lie now: int64 [n_tensors], the column GRAD."""
+        self._host_table[:, abi.GRAD] = origins
         aligned = self._alignment()
         if not torch.equal(aligned, self._aligned):
             self._aligned = aligned
@@ -240,7 +240,7 @@ class TritonStep:
     def _alignment(self) -> Tensor:
         """bool [n_tensors]: every origin is a multiple of 16 bytes, as 128-bit loads want it."""
         origins = self._host_table[:, [abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ]]
-        return (origins % 16 == 0).all(dim=1)
+        return ((origins % 16 == 0) | (origins == abi.NO_GRAD)).all(dim=1)
 
     def _plan_launches(self) -> list[Launch]:
         members: dict[tuple[Signature, bool, bool], list[int]] = {}

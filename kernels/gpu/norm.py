@@ -11,6 +11,7 @@ from .walk import chunk_tiles, keep_elements, keep_half_tile, load_key, locate
 # kernels see globals only as constexpr
 _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _GRAD, _BEGIN, _END = tl.constexpr(abi.GRAD), tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
+_NO_GRAD = tl.constexpr(abi.NO_GRAD)
 _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
 _N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
@@ -105,6 +106,7 @@ def dense_squares(
     ints = ints + tensor * INTS
     partial = partials + tl.program_id(0)
     first_tile, n_tiles, full = chunk_tiles(row, tl.load(chunk + 1))
+    n_tiles = tl.where(tl.load(row + _GRAD) == _NO_GRAD, 0, n_tiles)
     used = _source_on_grad(row, MASKED)
     for source in tl.static_range(_N_SOURCES):
         if _occurs(source, MODES, MASKED):
@@ -142,15 +144,19 @@ def strided_squares(
     row = tensor_table + tensor * _N_TENSOR_COLUMNS
     layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
     in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, tl.load(chunk + 1))
-    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE)) + at_grad
+    origin = tl.load(row + _GRAD)
+    grad = origin.to(tl.pointer_type(GRAD_DTYPE)) + at_grad
     key = load_key(row, ints + tensor * INTS)
     used = _source_on_grad(row, MASKED)
-    for source in tl.static_range(_N_SOURCES):
-        if _occurs(source, MODES, MASKED):
-            if used == source:
-                keep = keep_elements(element, key, source)
-                squares = _squares(grad, in_bounds, keep, source)
-                tl.store(partials + tl.program_id(0), tl.sum(squares))
+    if origin == _NO_GRAD:
+        tl.store(partials + tl.program_id(0), 0.0)
+    else:
+        for source in tl.static_range(_N_SOURCES):
+            if _occurs(source, MODES, MASKED):
+                if used == source:
+                    keep = keep_elements(element, key, source)
+                    squares = _squares(grad, in_bounds, keep, source)
+                    tl.store(partials + tl.program_id(0), tl.sum(squares))
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from .. import abi
 from .philox import u16_of_element
 
 # kernels see globals only as constexpr
+_GRAD, _NO_GRAD = tl.constexpr(abi.GRAD), tl.constexpr(abi.NO_GRAD)
 _STEP, _STREAM, _UNIT = (tl.constexpr(c) for c in (abi.STEP, abi.STREAM, abi.UNIT))
 _MODE, _GROUP = tl.constexpr(abi.MODE), tl.constexpr(abi.GROUP)
 _N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
@@ -67,7 +68,8 @@ def prepare(
 
         step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
         finished = tl.load(step_ptr, mask=valid, other=0.0)
-        tl.store(step_ptr, finished + active, mask=valid)
+        moves = active * (tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD).to(tl.int32)
+        tl.store(step_ptr, finished + moves, mask=valid)
         step = finished.to(tl.float64) + 1.0
         bias_correction1 = 1.0 - tl.exp(step * log_beta1)
         bias_correction2 = 1.0 - tl.exp(step * log_beta2)
@@ -113,7 +115,7 @@ def prepare(
         inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
         tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
         out = ints + tensor * INTS
-        tl.store(out + ACTIVE, active * (frozen == 0).to(tl.int32), mask=valid)
+        tl.store(out + ACTIVE, moves * (frozen == 0).to(tl.int32), mask=valid)
         tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
         tl.store(out + THRESHOLD, threshold, mask=valid)
         tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
