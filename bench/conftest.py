@@ -1,6 +1,8 @@
 """How pytest runs the benchmarks: its options, its fixtures, what its records say."""
 
 import os
+import signal
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,9 +18,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--quick", action="store_true", help="few rounds: does it run, roughly how")
 
 
+def _stop_once(signal_number: int, frame: FrameType | None) -> None:
+    """Stop at the first SIGINT: `timeout` sends two, and the record is written in between."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin an empty list of what could not be measured; no warning ends a run."""
+    """Begin an empty list of what could not be measured; say what ends a run, and what does not."""
     config.stash[NOT_MEASURED] = []
+    signal.signal(signal.SIGINT, _stop_once)
     # Not of ours to forbid: what the peers' packages warn about.
     config.addinivalue_line("filterwarnings", "default")
 

@@ -14,7 +14,7 @@
 set -u
 results=$(realpath -m "${1:?expected a folder for the results}")
 device=${2:-cuda}
-deadline=510 # seconds; a step that has to be killed ends 20 later
+deadline=480 # seconds; a step that has to be killed ends 20 later
 cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$results"
 rm -f "$results"/{summary.txt,log.txt,tables.md} "$results"/{bench,bench-compiled}.{json,png}
@@ -31,12 +31,17 @@ step() { # name, limit in seconds, command ...
   if [ "$limit" -gt 0 ]; then
     timeout --signal=INT --kill-after=20 "$limit" "$@" >>"$results/log.txt" 2>&1
     status=$?
+    [ "$status" = 0 ] || tail -n 15 "$results/log.txt"
   fi
+  [ "$status" = 0 ] || failed=1
   printf '%-20s %-7s %4d s\n' "$name" "$status" $((SECONDS - start)) | tee -a "$results/summary.txt"
-  [ "$status" = 0 ] || { failed=1; tail -n 15 "$results/log.txt"; }
 }
 
-[ "$device" = cuda ] && largest=xlmr-large every="" || largest=50m every=" and 50m"
+if [ "$device" = cuda ]; then
+  largest=xlmr-large every="" tests=100
+else # in Triton's interpreter
+  largest=50m every=" and 50m" tests=180
+fi
 pytest=(python3 -m pytest -q -p no:cacheprovider)
 few=("${pytest[@]}" -m gpu tests/test_triton.py tests/test_clipping.py
   -k "groups or launch or (layout and not row) or dropped")
@@ -48,7 +53,7 @@ step machine 20 python3 -c "import sys, torch, triton
 print(sys.version, torch.__version__, triton.__version__, sep='; ')
 print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else 'no GPU')"
 # The kernel of the CPU and machine code are no part of this: what they promise needs no GPU.
-step tests 100 env OMP_NUM_THREADS=1 "${pytest[@]}" -p no:benchmark "${workers[@]}" -m gpu tests
+step tests "$tests" env OMP_NUM_THREADS=1 "${pytest[@]}" -p no:benchmark "${workers[@]}" -m gpu tests
 if [ "$device" = cuda ]; then
   for tool in memcheck racecheck initcheck; do
     # torch caches freed memory: without that, an access behind a tensor's end is seen
@@ -65,6 +70,7 @@ fi
 bench() { # name, limit in seconds, peers and workloads
   step "$1" "$2" "${pytest[@]}" bench/bench_step.py --quick -rs --device "$device" \
     --benchmark-json "$results/$1.json" -k "$3"
+  deadline=$((deadline + 15)) # for the table, also of a run that had to be interrupted
   printf '# %s\n\n' "$1" >>"$results/tables.md"
   step "$1-table" 15 bash -c 'python3 -m bench.render "$1" >>"$2" && echo >>"$2"' - \
     "$results/$1.json" "$results/tables.md"

@@ -124,9 +124,15 @@ from bench.workloads import WORKLOADS, Workload
 WORKLOADS["50m"] = Workload("small", ((5000,),))
 steps = iter(range(1, 100))
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
 def step():
     if next(steps) == int(os.environ["INTERRUPTED_STEP"]):
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
+
+def pytest_keyboard_interrupt():
+    interrupt()  # again, as `timeout` does
 
 PEERS["foreach"] = replace(PEERS["foreach"], make=lambda params: Stepper(step))
 """

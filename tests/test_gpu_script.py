@@ -50,9 +50,10 @@ def test_the_limits_fit_into_nine_minutes(run, device):
 
 def test_a_step_has_no_more_than_what_is_left(run):
     """Time that other steps took over their limits is taken from the last ones."""
-    status, told, _ = run(seconds=500)
+    status, told, _ = run(seconds=470)
     assert status == 0
-    assert all(0 < limit <= 10 for limit, _ in told)
+    assert all(0 < limit <= 10 for limit, _ in told[:7])
+    assert all(0 < limit <= 25 for limit, _ in told[7:])  # tables have time of their own
 
 
 def test_a_step_without_time_is_written_down(run):
