@@ -1,11 +1,11 @@
-"""This checkout against another one, step by step in turn: what a change gained or cost.
+"""A checkout against an earlier one, step by step in turn: what a change gained or cost.
 
     git worktree add ../before REVISION
     (cd ../before && python setup.py build_ext --inplace)
     python -m bench.against ../before
 
-Each checkout steps in a process of its own, on one CPU, while the other one waits. Torch's fused
-AdamW, which masks nothing, steps beside this checkout. Ratios are taken within a round.
+Each steps in a process of its own, on the CPU, while the other one waits; and so does torch's fused
+AdamW, which masks nothing. Ratios are taken within a round.
 """
 
 import argparse
@@ -51,6 +51,7 @@ class Case:
             param.grad = None if missing else torch.full((self.size,), 1e-3)
 
 
+ROOT = Path(__file__).resolve().parents[1]
 LARGE = 50_000_000
 CASES = {
     "one large tensor": Case(1, LARGE),
@@ -150,12 +151,12 @@ class Stepper:
         return line
 
 
-def measure(case: str, here: Path, there: Path) -> None:
+def measure(case: str, before: Path, now: Path) -> None:
     """Print what a step of one case takes in both checkouts, and by torch's fused AdamW."""
     steppers = {
-        "before": Stepper(case, there),
-        "now": Stepper(case, here),
-        "torch fused": Stepper(case, here, fused=True),
+        "before": Stepper(case, before),
+        "now": Stepper(case, now),
+        "torch fused": Stepper(case, now, fused=True),
     }
     taken: dict[str, list[float]] = {name: [] for name in steppers}
     for round_ in range(ROUNDS + 1):
@@ -178,7 +179,8 @@ def measure(case: str, here: Path, there: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkout", type=Path, nargs="?", help="the other one, with its extension")
+    parser.add_argument("before", type=Path, nargs="?", help="a checkout with its extension built")
+    parser.add_argument("now", type=Path, nargs="?", default=ROOT, help="default: this one")
     parser.add_argument("--case", action="append", choices=CASES, help="only this; repeatable")
     parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--fused", action="store_true", help=argparse.SUPPRESS)
@@ -186,10 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.serve:
         serve(args.serve, args.fused)
         return 0
-    if args.checkout is None or not (args.checkout / "graddrop").is_dir():
-        parser.error(f"expected a checkout of this project, got {args.checkout}")
+    for checkout in (args.before, args.now):
+        if checkout is None or not (checkout / "graddrop").is_dir():
+            parser.error(f"expected a checkout of this project, got {checkout}")
     for case in args.case or CASES:
-        measure(case, Path(__file__).resolve().parents[1], args.checkout.resolve())
+        measure(case, args.before.resolve(), args.now.resolve())
     return 0
 
 
