@@ -196,7 +196,7 @@ class ReferenceExecutor:
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
                 rounding_bits=entry.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )
-        self._counters[abi.STEPS_FINISHED] += 1
+        self._counters[abi.STEPS_FINISHED].add_(1)
 
     def _keep(self, entry: Entry) -> Tensor | None:
         assert self._counters is not None
@@ -233,6 +233,7 @@ class CpuExecutor:
             origins[rows] = tensor_table[:, abi.GRAD]
         self._grad_column = GradColumn(entries, origins)
         self._n_entries = len(entries)
+        self._rows: list[list[float]] = []
         self._group_table = torch.empty(0)
         self._counters = torch.empty(0)
         self._loss_scale = 1.0
@@ -255,7 +256,9 @@ class CpuExecutor:
         rows = [group.row() for group in knobs]
         for row, group in zip(rows, knobs, strict=True):
             row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
-        self._group_table = torch.tensor(rows, dtype=torch.float64)
+        if rows != self._rows:
+            self._group_table = torch.tensor(rows, dtype=torch.float64)
+            self._rows = rows
         self._counters = counters
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         self._skipped = found_inf is not None and found_inf.item() != 0
@@ -291,7 +294,7 @@ class CpuExecutor:
                 stochastic_rounding=rounds,
                 grad_factor=factor / self._loss_scale,
             )
-        self._counters[abi.STEPS_FINISHED] += 1
+        self._counters[abi.STEPS_FINISHED].add_(1)
 
 
 class TritonExecutor:
