@@ -68,7 +68,12 @@ def test_ranking_scores_survive_the_file(tmp_path: Path) -> None:
         ("pos", "X\n\nX\n", "expected 7 predictions, found 2"),
         ("pos", "X\n" * 9, "sentence 1 has 2 words, its prediction 9"),
         ("mlqa", "town1\n", "expected a JSON object from question ids to answers"),
-        ("mlqa", "[]", "expected a JSON object from question ids to answers"),
+        ("mlqa", "[]", "expected a JSON object from question ids to answers, found list"),
+        ("mlqa", '{"dev-0": 7}', "expected a text as answer to dev-0, found 7"),
+        ("mlqa", '{"q": "a"}', "expected answers to questions such as dev-0, found none.* but q"),
+        ("mlqa", "{}", "found none of them but nothing"),
+        ("wpr", "1\n" * 6 + "nan\n", ":7: expected a finite number to rank by, found 'nan'"),
+        ("wpr", "1\ngood\n", ":2: expected a finite number to rank by, found 'good'"),
     ],
 )
 def test_malformed_predictions_are_named(
@@ -100,6 +105,15 @@ def test_the_command_prints_and_writes_scores(
     assert "no predictions, skipped: de" in shown and "no dev file, skipped: fr" in shown
     assert "no labels, counted wrong: 'no'" in shown
     assert json.loads((tmp_path / "scores.json").read_text()) == {"en": {"accuracy": 3 / 7}}
+
+
+def test_an_unknown_language_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not ignored, as if it had been scored."""
+    arguments = ["score", "--task", "qam", "--predictions", str(tmp_path), "--data", str(root)]
+    assert main([*arguments, "--languages", "en", "xx"]) == 2
+    assert "task qam has no language 'xx'; expected some of en, de, fr" in capsys.readouterr().err
 
 
 def test_nothing_to_score_is_an_error(

@@ -36,7 +36,7 @@ def test_the_table_is_complete_and_sound() -> None:
         assert set(task.first) | set(task.second) <= set(task.columns)
         assert (task.head == "span") == (not task.labels)
     assert sum(len(task.languages) for task in TASKS.values()) == 66
-    assert get_task("PAWSX") is TASKS["paws-x"]
+    assert get_task("paws-x") is TASKS["paws-x"]
     with pytest.raises(ValueError, match="unknown task 'qg'; expected one of ner, pos"):
         get_task("qg")
 

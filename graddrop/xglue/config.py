@@ -13,7 +13,7 @@ import torch
 import graddrop
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.model import TINY
-from graddrop.xglue.tasks import TASKS, get_task
+from graddrop.xglue.tasks import get_task
 
 SELECTIONS = ("en-dev", "average-dev", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -116,16 +116,10 @@ class FinetuneConfig:
     verify: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, tuple(TASKS))
+        get_task(self.task).check_languages(self.languages)
         _one_of("method", self.method, tuple(METHODS))
         _one_of("select", self.select, SELECTIONS)
         _one_of("precision", self.precision, PRECISIONS)
-        for language in self.languages:
-            if language not in get_task(self.task).languages:
-                raise ValueError(
-                    f"task {self.task} has no language {language!r}; "
-                    f"expected some of {', '.join(get_task(self.task).languages)}"
-                )
         for kind in self.exempt:
             _one_of("exempt", kind, tuple(EXEMPTIONS))
         for name in _POSITIVE:

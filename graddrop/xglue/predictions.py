@@ -5,6 +5,7 @@ for MLQA one JSON object from question ids to answers.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,12 @@ def read_predictions(task: Task, path: Path, examples: Columns) -> list[Any]:
         One prediction per example; None for a question without an answer.
 
     Raises:
-        DataError: If the file is missing or malformed, or is about another number of examples.
+        DataError: If the file is missing or malformed, is about another number of examples, or
+            answers none of the questions.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected predictions for task {task.name}")
-    predictions = FORMATS[task.layout].read(path, examples)
+    predictions = FORMATS[task.layout].read(task, path, examples)
     expected = len(next(iter(examples.values())))
     if len(predictions) != expected:
         raise DataError(f"{path}: expected {expected} predictions, found {len(predictions)}")
@@ -84,7 +86,7 @@ def _write_words(examples: Columns, predictions: Sequence[Sequence[str]], gold: 
     return "".join(f"{'' if is_blank(line) else next(tags)}\n" for _, line in lines(gold))
 
 
-def _read_words(path: Path, examples: Columns) -> list[list[str]]:
+def _read_words(task: Task, path: Path, examples: Columns) -> list[list[str]]:
     sentences: list[list[str]] = [[]]
     for _, line in lines(path):
         tag = line.strip()
@@ -107,8 +109,20 @@ def _write_rows(examples: Columns, predictions: Sequence[Any], gold: Path | None
     return "".join(f"{prediction}\n" for prediction in predictions)
 
 
-def _read_rows(path: Path, examples: Columns) -> list[str]:
-    return [line.strip() for _, line in lines(path)]
+def _read_rows(task: Task, path: Path, examples: Columns) -> list[str]:
+    predictions = []
+    for number, line in lines(path):
+        if task.ranks and not _is_finite(line):
+            raise DataError.at(path, number, "a finite number to rank by", line)
+        predictions.append(line.strip())
+    return predictions
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _write_answers(examples: Columns, predictions: Sequence[str], gold: Path | None) -> str:
@@ -116,20 +130,29 @@ def _write_answers(examples: Columns, predictions: Sequence[str], gold: Path | N
     return json.dumps(answers, ensure_ascii=False, indent=1) + "\n"
 
 
-def _read_answers(path: Path, examples: Columns) -> list[str | None]:
+def _read_answers(task: Task, path: Path, examples: Columns) -> list[str | None]:
+    expected = "a JSON object from question ids to answers"
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
-        return [answers.get(question) for question in examples["id"]]
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
+        raise DataError(f"{path}: expected {expected} ({error})") from error
+    if not isinstance(answers, dict):
+        raise DataError(f"{path}: expected {expected}, found {type(answers).__name__}")
+    for question, answer in answers.items():
+        if not isinstance(answer, str):
+            raise DataError(f"{path}: expected a text as answer to {question}, found {answer!r}")
+    if answers.keys().isdisjoint(examples["id"]):
         raise DataError(
-            f"{path}: expected a JSON object from question ids to answers ({error})"
-        ) from error
+            f"{path}: expected answers to questions such as {examples['id'][0]}, found none of "
+            f"them but {next(iter(answers), 'nothing')}"
+        )
+    return [answers.get(question) for question in examples["id"]]
 
 
 @dataclass(frozen=True)
 class _Format:
     write: Callable[[Columns, Sequence[Any], Path | None], str]
-    read: Callable[[Path, Columns], list[Any]]
+    read: Callable[[Task, Path, Columns], list[Any]]
 
 
 FORMATS = {

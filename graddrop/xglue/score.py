@@ -31,8 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         DataError: If nothing is found to score, or a file is malformed.
+        ValueError: If the task has no such language.
     """
     task = get_task(args.task)
+    task.check_languages(args.languages)
     source = open_source(args.data, verify=args.verify)
     found, missing = evaluation_languages(task, source, args.split, tuple(args.languages))
     scores: dict[str, dict[str, float]] = {}

@@ -4,7 +4,7 @@ Layout, labels and languages are those of the benchmark's archive (Liang et al.,
 arXiv 2004.01401); the recipes are those published with its baseline.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 TRAIN_LANGUAGE = "en"
@@ -77,6 +77,19 @@ class Task:
     def score(self) -> str:
         """Name of the task's official score."""
         return self.metrics[0]
+
+    def check_languages(self, wanted: Iterable[str]) -> None:
+        """Refuse languages that the task does not have.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        for language in wanted:
+            if language not in self.languages:
+                raise ValueError(
+                    f"task {self.name} has no language {language!r}; "
+                    f"expected some of {', '.join(self.languages)}"
+                )
 
     def path(self, split: str, language: str = TRAIN_LANGUAGE) -> str:
         """Return the path of a file relative to the root of the archive.
@@ -280,12 +293,11 @@ def get_task(name: str) -> Task:
     """Return a row of the table.
 
     Args:
-        name: Name of a task, in any case; `pawsx` stands for `paws-x`.
+        name: Name of a task, as on the command line.
 
     Raises:
         ValueError: If there is no such task.
     """
-    key = name.lower().replace("pawsx", "paws-x")
-    if key not in TASKS:
+    if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
-    return TASKS[key]
+    return TASKS[name]
