@@ -26,23 +26,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for an error of the user's, which is said in one line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = _parser(arguments).parse_args(arguments)
+        return int(parsed.run(parsed))
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == __package__:
+            raise
+        message = f'{error.name} is not installed; pip install "graddrop[xglue]"'
+    except (ValueError, OSError) as error:
+        message = str(error)
+    print(f"graddrop {arguments[0]}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser, complete for the command that the arguments call for."""
     parser = argparse.ArgumentParser(
         prog="graddrop", description="Stochastic gradient masking for fine-tuning."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module, summary in COMMANDS:
-        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        sentence = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=sentence)
         # Only the module that is called for is imported: `graddrop --help` stays quick.
         if arguments[:1] == [name]:
             implementation = import_module(module)
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
-    parsed = parser.parse_args(arguments)
-    try:
-        return int(parsed.run(parsed))
-    except (ValueError, OSError) as error:
-        print(f"graddrop {parsed.command}: error: {error}", file=sys.stderr)
-        return 2
+    return parser
 
 
 if __name__ == "__main__":

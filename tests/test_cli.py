@@ -120,3 +120,35 @@ def test_an_error_of_the_users_is_one_line_and_status_2(
     status = main(["finetune", "--task", "pos", "--data", "nowhere", "--output", f"{tmp_path}/run"])
     assert status == 2
     assert capsys.readouterr().err.startswith("graddrop finetune: error: nowhere: no such folder")
+
+
+def test_a_missing_library_is_one_line_that_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For every command that needs the extra; a module of ours that is missing is our mistake."""
+    arguments = {
+        "demo": ["--output", f"{tmp_path}/demo"],
+        "pretrain": ["--text", str(tmp_path), "--output", f"{tmp_path}/model"],
+        "finetune": ["--task", "pos", "--data", str(tmp_path), "--output", f"{tmp_path}/run"],
+        "sweep": [f"{tmp_path}/plan.yaml"],
+    }
+    (tmp_path / "plan.yaml").write_text("")
+    (tmp_path / "en.txt").write_text("a b\n")
+    (tmp_path / "POS").mkdir()
+    for library in ("transformers", "accelerate", "datasets", "tokenizers", "yaml"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for command, rest in arguments.items():
+        assert main([command, *rest]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"graddrop {command}: error: "), shown
+        assert shown.endswith('is not installed; pip install "graddrop[xglue]"\n'), shown
+    monkeypatch.setitem(sys.modules, "graddrop.xglue.score", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["score"])
+
+
+def test_a_commands_help_begins_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose names stay spelt as they are."""
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    assert "Fine-tune on one XGLUE task, score every language." in capsys.readouterr().out

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import tarfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,6 +190,45 @@ def test_a_broken_archive_leaves_nothing_behind(archive: Path, tmp_path: Path) -
     assert not list(cache.glob("*.tmp"))
     broken.write_bytes(archive.read_bytes())
     assert open_source(str(broken)).has(get_task("pos"), "dev", "de")
+
+
+def test_processes_that_begin_together_unpack_once(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for the first one; what a killed one has left is no part of the folder."""
+    copy = Path(shutil.copy(archive, tmp_path))
+    unpacked: list[Path] = []
+
+    def unpack_slowly(path: Path, folder: Path) -> None:
+        unpacked.append(folder)
+        left = folder.with_suffix(".tmp") / "left"
+        left.mkdir(parents=True)
+        waiting.start()
+        waiting.join(0.1)
+        unpack(path, folder)
+
+    unpack = sources._unpack
+    monkeypatch.setattr(sources, "_unpack", unpack_slowly)
+    roots: list[Path] = []
+    waiting = threading.Thread(target=lambda: roots.append(open_source(str(copy)).root))
+    root = open_source(str(copy)).root
+    waiting.join(10)
+    assert roots == [root] and len(unpacked) == 1
+    assert [path.name for path in unpacked[0].iterdir()] == ["xglue_full_dataset"]
+
+
+def test_a_hub_out_of_reach_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever library the error comes from."""
+
+    class ConnectError(Exception):
+        """As HTTP clients have their own."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataError, match="hgissbkh/xglue at v1: not to be had from the Hub .*-2"):
+        open_source("hub@v1")
 
 
 def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:

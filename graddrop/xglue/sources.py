@@ -1,7 +1,7 @@
 """Where the benchmark's data come from: a folder, the archive, or the Hub."""
 
+import fcntl
 import hashlib
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -145,12 +145,21 @@ class HubSource:
 
     Args:
         revision: Branch, tag or commit; resolved to the commit at once.
+
+    Raises:
+        DataError: If the Hub cannot be reached, or does not have it.
     """
 
     def __init__(self, revision: str) -> None:
         import huggingface_hub
 
-        info = huggingface_hub.HfApi().dataset_info(MIRROR_REPOSITORY, revision=revision)
+        try:
+            info = huggingface_hub.HfApi().dataset_info(MIRROR_REPOSITORY, revision=revision)
+        except Exception as error:  # of whatever library does the talking
+            raise DataError(
+                f"{MIRROR_REPOSITORY} at {revision}: not to be had from the Hub ({error}); check "
+                "network and revision, or name a folder or an archive"
+            ) from error
         self.commit = str(info.sha)
         self.name = f"{HUB}@{self.commit}"
         self._splits: dict[str, list[str]] = {}
@@ -230,9 +239,19 @@ def _unpacked(archive: Path) -> Path:
     key = f"{archive.absolute()} {status.st_size} {status.st_mtime_ns}"
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "xglue-archives"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    draft = cache / f"{folder.name}.{os.getpid()}.tmp"
+    cache.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        # Processes that begin together wait for the first one, which unpacks.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _unpack(archive, folder)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Make a folder of the tasks of the table, which is there as a whole or not at all."""
+    draft = folder.with_suffix(".tmp")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
     prefixes = tuple(f"{ARCHIVE_FOLDER}/{task.folder}/" for task in TASKS.values())
     try:
         with tarfile.open(archive) as file:
@@ -241,14 +260,11 @@ def _unpacked(archive: Path) -> Path:
                     file.extract(member, draft, filter="data")
         if not draft.is_dir():
             raise DataError(f"{archive}: holds none of {', '.join(prefixes)}")
-        # Another process may have been quicker; its copy is the same.
-        if not folder.is_dir():
-            draft.rename(folder)
+        draft.rename(folder)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{archive}: expected a whole .tar.gz file ({error})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _hub_split(split: str, language: str) -> str:
