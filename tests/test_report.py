@@ -181,6 +181,16 @@ def test_the_files_of_the_figures_are_those_on_the_page(written: Path) -> None:
     assert all(f"](report-figures/{name})" in text for name in names if name.endswith("svg"))
 
 
+def test_scores_of_other_data_are_said_to_be_so(written: Path, tmp_path: Path) -> None:
+    """These runs read the Hub; runs that read the folder itself need no such word."""
+    note = "most frequent label are of the data at"
+    assert f"{note} {written / 'data'}" in (written / "report.md").read_text()
+    scores = dict.fromkeys(TASKS["qadsm"].languages, 0.5)
+    put(tmp_path, make_result("qadsm", "standard", 0, scores, data=str(written / "data")))
+    write_report(tmp_path, data=str(written / "data"))
+    assert note not in (tmp_path / "report.md").read_text()
+
+
 def test_equal_runs_give_equal_bytes(written: Path, tmp_path: Path) -> None:
     """A report does not tell when or where it was made."""
     again = small(tmp_path / "elsewhere")

@@ -61,6 +61,17 @@ def test_a_setting_in_which_runs_differ_makes_arms(tmp_path: Path) -> None:
     assert [arm.label for arm in found.arms] == labels
 
 
+def test_runs_that_were_only_begun_are_counted(tmp_path: Path) -> None:
+    """A folder of them is not said to hold none."""
+    put(tmp_path, qadsm("standard", 0, 0.5))
+    (tmp_path / "runs/qadsm-standard-0/result.json").unlink()
+    with pytest.raises(ReportError, match="expected finished runs .*found 0 failed, 1 unfinished"):
+        collect(tmp_path)
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match="expected finished runs .*found none"):
+        collect(empty)
+
+
 def test_a_finished_run_has_not_failed(tmp_path: Path) -> None:
     """A record of an earlier failure does not count against a result."""
     put(tmp_path, qadsm("standard", 0, 0.5))

@@ -74,6 +74,16 @@ def test_what_a_kill_after_the_result_has_left_is_removed(tmp_path: Path) -> Non
     assert not kept.exists()
 
 
+def test_a_file_that_cannot_be_written_is_called_by_its_name(tmp_path: Path) -> None:
+    """Not by that of its draft, which nobody has asked for."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere/scores\.json'$"):
+        write_json(tmp_path / "nowhere/scores.json", {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"^[^>]*/folder'$"):
+        write_json(tmp_path / "folder", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_only_what_is_not_whole_is_discarded_at_the_beginning(tmp_path: Path) -> None:
     """A checkpoint without its seal goes, and whole ones stay."""
     folder = RunFolder(tmp_path)

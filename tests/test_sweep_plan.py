@@ -197,6 +197,14 @@ def test_bad_files_of_settings_are_refused(
         read_settings(tmp_path / name)
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """Its text is not guessed at."""
+    path = tmp_path / "plan.toml"
+    path.write_bytes('output = "Läufe"'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"plan\.toml: expected UTF-8"):
+        read_settings(path)
+
+
 def test_documented_plans_are_plans(tmp_path: Path) -> None:
     """What the guide shows first is the file beside it, and stands for as many runs as it says."""
     guide = (DOCS / "xglue.md").read_text(encoding="utf-8")

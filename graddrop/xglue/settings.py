@@ -20,10 +20,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         Values by name; dashes in names count as underscores.
 
     Raises:
-        ValueError: If it is not TOML or not YAML, holds no table, or names a setting twice.
+        ValueError: If it is not UTF-8, not TOML or not YAML, holds no table, or names a setting
+            twice.
         OSError: If it cannot be read.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 ({error})") from error
     if path.suffix in (".yaml", ".yml"):
         values = _read_yaml(text, path)
     else:

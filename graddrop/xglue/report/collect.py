@@ -161,7 +161,8 @@ def collect(folder: Path) -> Experiment:
         results[_name(path, folder)] = _checked(path, read_json(path))
     failed, unfinished = _not_finished(folder, results)
     if not results:
-        found = f"{len(failed)} failed, {len(unfinished)} unfinished" if failed else "none"
+        begun = failed or unfinished
+        found = f"{len(failed)} failed, {len(unfinished)} unfinished" if begun else "none"
         raise ReportError(
             f"{folder}: expected finished runs ({RESULT_FILE}), found {found}; "
             "finish a run, or name the folder above your runs"

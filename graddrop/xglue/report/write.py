@@ -20,7 +20,7 @@ from graddrop.xglue.report.scores import (
 from graddrop.xglue.report.textsizes import TextSizes, text_sizes
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.runfolder import write_file
-from graddrop.xglue.sources import open_source
+from graddrop.xglue.sources import Source, open_source
 from graddrop.xglue.tasks import TASKS
 
 MARKDOWN_FILE = "report.md"
@@ -57,7 +57,8 @@ def write_report(
     """
     experiment = collect(folder)
     sizes = text_sizes(experiment.model, folder, sizes_file)
-    blocks = list(_blocks(experiment, sizes, _baselines(experiment, data) if data else {}))
+    source = open_source(data) if data else None
+    blocks = list(_blocks(experiment, sizes, source))
     pictures = folder / PICTURES_FOLDER
     pictures.mkdir(exist_ok=True)
     names = {
@@ -80,8 +81,7 @@ _SMALLEST = 50_000_000
 """Parameters below which a model is no peer of those with published scores (270 M and more)."""
 
 
-def _baselines(experiment: Experiment, data: str) -> Baselines:
-    source = open_source(data)
+def _baselines(experiment: Experiment, source: Source) -> Baselines:
     return {
         task: majority_scores(
             TASKS[task], source, experiment.of(task)[0].result["config"]["limit_eval"]
@@ -91,15 +91,16 @@ def _baselines(experiment: Experiment, data: str) -> Baselines:
 
 
 def _blocks(
-    experiment: Experiment, sizes: TextSizes | None, baselines: Baselines
+    experiment: Experiment, sizes: TextSizes | None, source: Source | None
 ) -> Iterator[Block]:
     count = len(experiment.runs)
     yield Heading(f"Fine-tuning report: {count} run{'s' if count > 1 else ''}", 1)
     stand_in = min(run.result["parameters"] for run in experiment.runs) < _SMALLEST
-    yield Items([*_summary(experiment, stand_in)])
+    yield Items([*_summary(experiment, stand_in, source)])
     yield from xglue_section(experiment, with_published=not stand_in)
     yield from difference_section(experiment)
     yield from resource_section(experiment, sizes)
+    baselines = _baselines(experiment, source) if source else {}
     yield from language_section(experiment, sizes, baselines)
     yield Heading("Learning curves")
     for task in experiment.tasks:
@@ -111,7 +112,7 @@ def _blocks(
     yield from origin_section(experiment)
 
 
-def _summary(experiment: Experiment, stand_in: bool) -> Iterator[str]:
+def _summary(experiment: Experiment, stand_in: bool, source: Source | None) -> Iterator[str]:
     yield f"Tasks: {', '.join(experiment.tasks)}."
     yield f"Methods: {', '.join(arm.label for arm in experiment.arms)}."
     yield f"Model: {experiment.model}; data: {experiment.data}."
@@ -119,6 +120,12 @@ def _summary(experiment: Experiment, stand_in: bool) -> Iterator[str]:
         yield (
             "The model is a very small stand-in: the numbers show that everything works, not how "
             "well a method does. Published scores, of far larger models, are left out."
+        )
+    # The same data may lie elsewhere by now, so this is no reason to refuse.
+    if source is not None and source.name != experiment.data:
+        yield (
+            f"Scores of the most frequent label are of the data at {source.name}: they mean "
+            "something only if these are the data of the runs."
         )
     if experiment.failed or experiment.unfinished:
         yield (
