@@ -148,7 +148,7 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"select": "test"}, "unknown select 'test'; expected one of en-dev"),
         ({"exempt": ("heads",)}, "unknown exempt 'heads'; expected one of head"),
         ({"languages": ("de", "xx")}, "task pos has no language 'xx'"),
-        ({"model": "no/such-model"}, "no tokenizer could be loaded for model 'no/such-model'"),
+        ({"model": "no/such/model"}, "no tokenizer could be loaded for model 'no/such/model'"),
         ({"max_length": 2}, "max_length must be at least 3, 2 of them special tokens; got 2"),
     ],
 )
@@ -169,8 +169,8 @@ def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> 
         finetune(config(data, tmp_path / "run", task="ner", select="last"))
     with pytest.raises(DataError, match="no such folder"):
         finetune(config(data / "nowhere", tmp_path / "run"))
-    with pytest.raises(ValueError, match="no tokenizer could be loaded for model 'no/such-model'"):
-        finetune(config(data, tmp_path / "run", model="no/such-model"))
+    with pytest.raises(ValueError, match="no tokenizer could be loaded for model 'no/such/model'"):
+        finetune(config(data, tmp_path / "run", model="no/such/model"))
     assert not (tmp_path / "run").exists()
 
 

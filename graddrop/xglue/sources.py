@@ -239,12 +239,13 @@ def _unpacked(archive: Path) -> Path:
     key = f"{archive.absolute()} {status.st_size} {status.st_mtime_ns}"
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "xglue-archives"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
-    cache.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        # Processes that begin together wait for the first one, which unpacks.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            _unpack(archive, folder)
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            # Processes that begin together wait for the first one, which unpacks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                _unpack(archive, folder)
     return folder
 
 

@@ -75,7 +75,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     if processes.num_processes != config.processes:
         raise ValueError(
             f"expected {config.processes} processes, the launcher has started "
-            f"{processes.num_processes}; use torchrun --nproc-per-node {config.processes}"
+            f"{processes.num_processes}; start as many with torchrun, or ask for "
+            f"processes={processes.num_processes}"
         )
     # The first process fills the caches, the others read them; by then all have checked the folder.
     with processes.main_process_first():
