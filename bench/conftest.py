@@ -1,6 +1,5 @@
 """How pytest runs the benchmarks: its options, its fixtures, what its records say."""
 
-import os
 import signal
 from types import FrameType
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.origin import commit
 from bench.record import NOT_MEASURED
 
 
@@ -38,11 +38,8 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """Name the commit that the environment names, for a copy of the files without .git."""
-    commit = os.environ.get("GRADDROP_COMMIT")
-    if commit is not None:
-        commit_info["id"] = commit.removesuffix("-dirty")
-        commit_info["dirty"] = commit.endswith("-dirty")
+    """Name the commit as every other record does."""
+    commit_info.update(commit())
 
 
 @pytest.fixture(scope="session")

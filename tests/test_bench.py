@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from bench import bench_step, conftest, render
+from bench import bench_step, conftest, origin, render
 from bench.peers import PEERS, Peer
 from bench.workloads import WORKLOADS
 
@@ -167,8 +167,10 @@ def test_an_interrupted_run_keeps_the_rows_that_are_whole(tmp_path, interrupted_
 
 def test_the_environment_names_the_commit(monkeypatch):
     """Where .git is absent; a tree without changes is not called changed."""
-    info = {"id": "unversioned", "dirty": True}
+    unknown = {"id": "unversioned", "dirty": True, "branch": "(unknown)"}
+    monkeypatch.setattr(origin, "get_commit_info", lambda: unknown)
     monkeypatch.delenv("GRADDROP_COMMIT", raising=False)
+    info = {}
     conftest.pytest_benchmark_update_commit_info(info)
     assert info == {"id": "unversioned", "dirty": True}
     monkeypatch.setenv("GRADDROP_COMMIT", "89ab")
