@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +101,8 @@ def sdist(checkout: Path, workshop: Path) -> Path:
     command = (sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir")
     run(*command, workshop / "dist", checkout, cwd=workshop)
     (archive,) = (workshop / "dist").glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(workshop / "sdist", filter="data")
+    (workshop / "sdist").mkdir()
+    run("tar", "-xzf", archive, "-C", workshop / "sdist", cwd=workshop)
     (folder,) = (workshop / "sdist").iterdir()
     return folder
 

@@ -148,6 +148,7 @@ def archive(root: Path) -> Path:
     (root / "QG/other").write_text("not one of the nine")
     with tarfile.open(path, "w:gz") as file:
         file.add(root, arcname="xglue_full_dataset")
+        file.addfile(tarfile.TarInfo("xglue_full_dataset/POS/../../../escaped"))
     return path
 
 
@@ -165,6 +166,7 @@ def test_folder_and_archive_hold_the_same(root: Path, archive: Path) -> None:
             assert sorted(found + missing) == sorted(task.languages)
     unpacked = open_source(str(archive)).root  # type: ignore[attr-defined]
     assert not (unpacked / "QG").exists()
+    assert not list(unpacked.parents[1].rglob("escaped"))
 
 
 def test_the_checksum_is_compared_on_request(
