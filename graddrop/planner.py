@@ -51,9 +51,9 @@ class Planner:
             RuntimeError, TypeError, ValueError: as :func:`graddrop.entries.entries_of` and
                 :class:`graddrop.plan.Plan`. Nothing has changed then.
         """
-        capturing = is_capturing()
-        holds = self._premises is not None and self._premises.hold(params, grads, state, knobs)
-        if self.latest is not None and holds and not capturing:
+        capturing, premises = is_capturing(), self._premises
+        if premises and not capturing and premises.hold(params, grads, state, knobs):
+            assert self.latest is not None
             return self.latest
         entries, states = entries_of(groups, grads, state, self._initial_state)
         plan = Plan(params, entries, knobs, self._backend)

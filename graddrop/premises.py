@@ -45,10 +45,9 @@ class Premises:
         self._params = list(params)
         self._structure = _structure(knobs)
         self._planned = [grad is not None for grad in grads]
-        moving = list(compress(params, self._planned))
-        self._moving = moving
+        self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
-        self._own = [state[param] for param in moving]
+        self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
         self._addresses = self._find_addresses()
         # torch sees to it that its own parameters have gradients of their shape and device.

@@ -92,7 +92,7 @@ def test_unscaled_gradients_can_be_clipped(backend, device):
     assert_same(snapshot(ours), snapshot(plain))
 
 
-# What torch does not see yet, it cannot raise at; it says so once.
+# torch itself says once that this check of its is a prototype; that is no fault of the step.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")

@@ -238,6 +238,16 @@ def test_an_existing_model_is_left_alone(
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_processes_that_would_share_a_model_are_refused(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several would write over each other's folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected one process to pretrain, .* started 2"):
+        pretrain(PretrainConfig(text=str(text), output=str(tmp_path / "model")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_leaves_nothing_behind(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

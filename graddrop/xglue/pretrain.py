@@ -94,11 +94,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         FileExistsError: If the output exists.
         FileNotFoundError: If the folder holds no `*.txt`.
-        ValueError: If a text is empty or not UTF-8.
+        ValueError: If a text is empty or not UTF-8, or a launcher has started several processes.
         OSError: If the output cannot be written; nothing is left behind then.
     """
     import transformers
 
+    if (n_processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"expected one process to pretrain, the launcher started {n_processes}")
     output = Path(config.output)
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder or remove it")

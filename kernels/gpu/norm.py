@@ -18,7 +18,6 @@ _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
 _N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
-_ONE = tl.constexpr(1)
 SUM_BLOCK = tl.constexpr(256)  # partial sums that `sum_chunks` adds at a time
 
 
