@@ -34,7 +34,7 @@ struct Work {
     int64_t n_tiles = 0;
     std::atomic<int64_t> next_tile{0};
     // for sums of squares
-    SumBlock sum_block = nullptr;
+    SumBlock sum_all = nullptr, sum_kept = nullptr;
     std::vector<double> sums;  // by tile: added up in their order, whoever computed them
 
     void add(Tensor t, int64_t index) {
@@ -75,11 +75,10 @@ void step_tiles(void* data) {
 void sum_tiles(void* data) {
     Work& work = *static_cast<Work*>(data);
     share(work, [&](const Tensor& t, int64_t tile) {
-        const uint32_t threshold = t.source == SOURCE_NONE ? 0 : t.scalars.drop_threshold;
+        const SumBlock sum_block = t.source == SOURCE_NONE ? work.sum_all : work.sum_kept;
         work.sums[size_t(t.first_tile + tile)] =
-            t.layout ? sum_strided(t, work.kernel, work.sum_block, threshold, tile)
-                     : sum_contiguous(t, work.kernel, work.sum_block, threshold,
-                                      t.begin / TILE + tile);
+            t.layout ? sum_strided(t, work.kernel, sum_block, tile)
+                     : sum_contiguous(t, work.kernel, sum_block, t.begin / TILE + tile);
     });
 }
 
@@ -169,7 +168,8 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
     using namespace graddrop;
     Work work;
     work.kernel = kernel_of(Isa(isa), FLOAT32, Dtype(grad_dtype), FLOAT32);
-    work.sum_block = sum_block_of(Isa(isa), Dtype(grad_dtype));
+    work.sum_all = sum_block_of<false>(Isa(isa), Dtype(grad_dtype));
+    work.sum_kept = sum_block_of<true>(Isa(isa), Dtype(grad_dtype));
     try {
         work.tensors.reserve(size_t(n_tensors));
         for (int64_t i = 0; i < n_tensors; ++i) {

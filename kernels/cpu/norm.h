@@ -15,32 +15,36 @@
 
 namespace graddrop {
 
-// A sum has this many parts, which a vector holds; they meet when the block is done.
-constexpr int LANES = 16;
+// A sum has this many parts, two vectors at a time in flight; they meet when the block is done.
+constexpr int LANES = 32;
 
 using SumBlock = double (*)(const void* grad,  // [BLOCK]
-                            Bits mask,         // [BLOCK]
+                            Bits mask,         // [BLOCK], not read by code that masks nothing
                             uint32_t drop_threshold);
 
-template <typename G>
+template <typename G, bool MASKED>
 INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_threshold) {
     float sums[LANES] = {};
-    prefetch_next_block<BLOCK>(grad);
+    prefetch_block<BLOCK>(grad, 4);  // one stream, little arithmetic: memory is all that takes time
     for (int line = 0; line < BLOCK; line += LANES)
         for (int lane = 0; lane < LANES; ++lane) {
-            const bool keep = mask[line + lane] >= drop_threshold;
+            const bool keep = !MASKED || mask[line + lane] >= drop_threshold;
             const float g = keep ? to_float(grad[line + lane]) : 0.0f;
             sums[lane] += g * g;
         }
-    double sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
-    return sum;
+    // In halves: additions one after the other would take longer than the block itself.
+    double halves[LANES / 2];
+    for (int lane = 0; lane < LANES / 2; ++lane)
+        halves[lane] = double(sums[lane]) + double(sums[lane + LANES / 2]);
+    for (int n = LANES / 4; n > 0; n /= 2)
+        for (int lane = 0; lane < n; ++lane) halves[lane] += halves[lane + n];
+    return halves[0];
 }
 
-#define DEFINE_SUM_BLOCK(NAME, TARGET)                                    \
-    template <typename G>                                                 \
-    TARGET double NAME(const void* grad, Bits mask, uint32_t threshold) { \
-        return sum_squares(static_cast<const G*>(grad), mask, threshold); \
+#define DEFINE_SUM_BLOCK(NAME, TARGET)                                               \
+    template <typename G, bool MASKED>                                               \
+    TARGET double NAME(const void* grad, Bits mask, uint32_t threshold) {            \
+        return sum_squares<G, MASKED>(static_cast<const G*>(grad), mask, threshold); \
     }
 DEFINE_SUM_BLOCK(sum_block_baseline, )
 #if defined(__x86_64__)
@@ -48,38 +52,47 @@ DEFINE_SUM_BLOCK(sum_block_avx2, TARGET_AVX2)
 DEFINE_SUM_BLOCK(sum_block_avx512, TARGET_AVX512)
 #endif
 
-inline SumBlock sum_block_of(Isa isa, Dtype grad) {
+template <bool MASKED>
+SumBlock sum_block_of(Isa isa, Dtype grad) {
 #if defined(__x86_64__)
     if (isa == AVX512)
-        return grad == FLOAT32 ? sum_block_avx512<float> : sum_block_avx512<bfloat16>;
-    if (isa == AVX2) return grad == FLOAT32 ? sum_block_avx2<float> : sum_block_avx2<bfloat16>;
+        return grad == FLOAT32 ? sum_block_avx512<float, MASKED>
+                               : sum_block_avx512<bfloat16, MASKED>;
+    if (isa == AVX2)
+        return grad == FLOAT32 ? sum_block_avx2<float, MASKED> : sum_block_avx2<bfloat16, MASKED>;
 #endif
     (void)isa;
-    return grad == FLOAT32 ? sum_block_baseline<float> : sum_block_baseline<bfloat16>;
+    return grad == FLOAT32 ? sum_block_baseline<float, MASKED>
+                           : sum_block_baseline<bfloat16, MASKED>;
 }
 
-// The part of one tile that lies in the tensor; threshold 0 keeps all.
+inline double sum_in_copy(const Tensor& t, const Kernel& kernel, SumBlock sum_block,
+                          int64_t element, Range range, Bits mask) {
+    alignas(64) unsigned char copy[4 * BLOCK] = {};
+    std::memcpy(copy + range.from * kernel.grad_size,
+                at(t.grad, element + range.from, kernel.grad_size),
+                (range.to - range.from) * kernel.grad_size);
+    return sum_block(copy, mask, t.scalars.drop_threshold);
+}
+
+// The part of one tile that lies in the tensor.
 inline double sum_contiguous(const Tensor& t, const Kernel& kernel, SumBlock sum_block,
-                             uint32_t drop_threshold, int64_t tile) {
+                             int64_t tile) {
     double sum = 0;
     visit_contiguous(
         t, kernel, tile, [&](int64_t element, Range range, Bits mask, Bits) {
-            const void* grad = at(t.grad, element, kernel.grad_size);
-            alignas(64) unsigned char copy[4 * BLOCK] = {};
-            if (range.to - range.from < BLOCK) {
-                const int offset = range.from * kernel.grad_size;
-                std::memcpy(copy + offset, at(t.grad, element + range.from, kernel.grad_size),
-                            (range.to - range.from) * kernel.grad_size);
-                grad = copy;
-            }
-            sum += sum_block(grad, mask, drop_threshold);
+            if (range.to - range.from == BLOCK)
+                sum += sum_block(at(t.grad, element, kernel.grad_size), mask,
+                                 t.scalars.drop_threshold);
+            else
+                sum += sum_in_copy(t, kernel, sum_block, element, range, mask);
         });
     return sum;
 }
 
 // Local entries from TILE * tile on, in walking order.
 inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_block,
-                          uint32_t drop_threshold, int64_t tile) {
+                          int64_t tile) {
     const int64_t end = std::min((tile + 1) * TILE, t.end - t.begin);
     Walk entry(t, tile * TILE);
     Drawer drawer(t.stream);
@@ -93,7 +106,7 @@ inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_bl
                        kernel.grad_size);
             bits[i] = draw_entry(t, drawer, entry.element);
         }
-        sum += sum_block(copy, {bits, 0}, drop_threshold);
+        sum += sum_block(copy, {bits, 0}, t.scalars.drop_threshold);
     }
     return sum;
 }
