@@ -7,11 +7,10 @@ cache, so each step finds its operands in memory. No speed is reported of ours b
 been judged against the reference on the very parameters.
 """
 
-import gc
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch
 from torch.nn import Parameter
 
 from bench import bytes_model
-from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, Stepper, one_pass
+from bench.footprint import Bytes, host_seconds, launches, memory, seconds
+from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, Step, one_pass
 from bench.record import NOT_MEASURED
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
@@ -32,6 +32,7 @@ MEASURED_ON = {
     "cuda": ("xlmr-large", "xlmr-base", "llama-1b", "50m", "10k", "huge"),
 }
 WINDOW = 4099  # entries of a tensor that the reference judges
+COUNTED = 1000  # tensors of which a CPU's allocations are counted
 BANDWIDTH_BUFFER = 64 << 20  # entries, 256 MiB: beyond every cache
 
 
@@ -51,13 +52,6 @@ def synchronized(run: Callable[[], object], device: torch.device) -> Callable[[]
             torch.cuda.synchronize(device)
 
     return run_to_the_end
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long ``run`` takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +77,7 @@ def params(workload: Workload, device: torch.device) -> Iterator[list[Parameter]
 @pytest.fixture(scope="module")
 def baseline(params: list[Parameter], device: torch.device) -> Callable[[], None]:
     """A step of the baseline."""
-    return synchronized(PEERS["fused"].make(params).step, device)
+    return synchronized(PEERS["fused"].make(params), device)
 
 
 @pytest.fixture(scope="module")
@@ -150,46 +144,47 @@ def _with_version(package: str) -> str:
     return f"{package} {version(package)}"
 
 
-def used_bytes(device: torch.device) -> int | None:
-    """Memory of the device that is in use; None on the CPU, where nothing counts it."""
-    gc.collect()
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
-
-
-def begin(peer: Peer, params: list[Parameter], n_tensors: int) -> tuple[Stepper | None, str | None]:
+def begin(peer: Peer, params: list[Parameter]) -> tuple[Step | None, str | None]:
     """A peer that has made its first step, or the reason why there is none."""
-    if peer.max_tensors is not None and n_tensors > peer.max_tensors:
+    device = params[0].device.type
+    if peer.only_on not in (None, device):
+        return None, f"runs on {peer.only_on} only"
+    if peer.max_tensors is not None and len(params) > peer.max_tensors:
         return None, f"compiles code per tensor: not run on more than {peer.max_tensors}"
     try:
-        stepper = peer.make(params)
-        stepper.step()
-        stepper.renew()
+        step = peer.make(params)
+        step()
     except Exception as error:
         if peer.ours:
             raise
         first_line = (str(error).strip().splitlines() or [""])[0]
         return None, f"{type(error).__name__}: {first_line[:120]}"
-    return stepper, None
+    return step, None
 
 
-def on_the_host(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """What a step costs the host of a GPU: microseconds until it returns, kernel launches."""
-    if device.type != "cuda":
-        return {}
-    returned = []
-    for _ in range(20):
-        torch.cuda.synchronize(device)
-        returned.append(seconds(step))
-    torch.cuda.synchronize(device)
-    cuda = torch.profiler.ProfilerActivity.CUDA
-    with torch.profiler.profile(activities=[cuda]) as profile:
-        step()
-        torch.cuda.synchronize(device)
-    n_launches = sum(
-        event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith("Mem")
-        for event in profile.events() or []
-    )
-    return {"host_seconds": statistics.median(returned), "launches": n_launches}
+def renewal(params: list[Parameter]) -> Callable[[], object]:
+    """Gives the gradients back their present values."""
+    grads = [param.grad for param in params if param.grad is not None]
+    copies = [grad.clone() for grad in grads]
+    return lambda: torch._foreach_copy_(grads, copies)
+
+
+def host_cost(peer: Peer, step: Step, params: list[Parameter]) -> dict[str, Any]:
+    """What a step costs the host; None: not measured.
+
+    A GPU's host works until the step returns. On the CPU its work is told from the rest by a step
+    of as many tensors of few entries; not where code is compiled for the shapes.
+    """
+    device = params[0].device
+    if device.type == "cuda":
+        return {"host_seconds": host_seconds(step, device), "launches": launches(step, device)}
+    if peer.max_tensors is not None:
+        return {"host_seconds": None}
+    small = [Parameter(param.detach().flatten()[:4].clone()) for param in params]
+    for param in small:
+        param.grad = torch.full_like(param, 1e-3)
+    small_step, _ = begin(peer, small)
+    return {"host_seconds": small_step and host_seconds(small_step, device)}
 
 
 def test_step(
@@ -214,22 +209,26 @@ def test_step(
         assert_step_is_the_reference(params)
     baseline()
     own = in_dtype(params, peer.dtype)
-    before = used_bytes(device)
-    stepper, reason = begin(peer, own, len(workload.shapes))
-    if stepper is None:
+    renew = renewal(own) if peer.writes_grads else None
+    counted = device.type == "cuda" or len(own) <= COUNTED
+    with memory(device) if counted else nullcontext(Bytes()) as state:
+        step, reason = begin(peer, own)
+    if step is None:
         unfinished["reason"] = reason
         pytest.skip(f"not measured: {reason}")
-    after = used_bytes(device)
+    with memory(device) if counted else nullcontext(Bytes()) as temporary:
+        step()
     rounds = 3 if quick else peer.rounds
     baseline_seconds, pass_seconds = [], []
 
     def run_the_others() -> None:
-        stepper.renew()
+        if renew is not None:
+            renew()
         baseline_seconds.append(seconds(baseline))
         pass_seconds.append(seconds(in_place_pass))
 
     benchmark.pedantic(
-        synchronized(stepper.step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
+        synchronized(step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
     )
     step_seconds = benchmark.stats.stats.data
     ratios = [
@@ -248,7 +247,8 @@ def test_step(
         "peer": peer.name,
         "package": None if peer.package is None or peer.ours else _with_version(peer.package),
         "bytes_per_element": peer.bytes_per_element,
-        "state_bytes": None if before is None or after is None else after - before,
+        "state_bytes": state.kept,
+        "temporary_bytes": temporary.peak,
         "ratio_to_baseline": {"median": middle, "quartiles": [low, high]},
         "pass_bytes_per_second": bytes_per_second,
         "device": str(device),
@@ -256,7 +256,7 @@ def test_step(
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load_average": os.getloadavg()[0],
-        **on_the_host(stepper.step, device),
+        **host_cost(peer, step, own),
     }
     benchmark.has_error = False
     request.config.stash[NOT_MEASURED].remove(unfinished)

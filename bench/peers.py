@@ -18,21 +18,7 @@ MAX_NORM = 1.0
 F32, BF16 = torch.float32, torch.bfloat16
 
 
-def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Stepper:
-    """A peer at work on certain parameters.
-
-    Attributes:
-        step: makes one step of all of them.
-        renew: undoes what a step did to the gradients; not part of the measured time.
-    """
-
-    step: Callable[[], object]
-    renew: Callable[[], object] = _nothing
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -41,24 +27,28 @@ class Peer:
 
     Attributes:
         name: as the tables print it.
-        make: sets up the step of parameters that have gradients. Where that, or the first step,
-            fails, the tables say why.
+        make: sets up the step of parameters that have gradients, and returns it. Where that, or the
+            first step, fails, the tables say why.
         bytes_per_element: memory traffic of a step (:mod:`bench.bytes_model`); None: not modelled.
         rounds: how often a full run measures it; slow peers less often.
         dtype: of the parameters and gradients.
         package: whose version is recorded beside torch's.
         masks: whether it is GradDrop at DROP_PROB.
+        writes_grads: whether a step changes the gradients, which are then renewed between steps.
         max_tensors: it compiles code for each tensor, which takes too long beyond so many.
+        only_on: type of the one device that it runs on; None: any.
     """
 
     name: str
-    make: Callable[[Sequence[Parameter]], Stepper]
+    make: Callable[[Sequence[Parameter]], Step]
     bytes_per_element: int | None = None
     rounds: int = 15
     dtype: torch.dtype = F32
     package: str | None = None
     masks: bool = False
+    writes_grads: bool = False
     max_tensors: int | None = None
+    only_on: str | None = None
 
     @property
     def ours(self) -> bool:
@@ -71,19 +61,43 @@ def one_pass(params: Sequence[Parameter], drop_prob: float = DROP_PROB, **knobs:
     return FusedGradDropAdamW(params, lr=LR, drop_prob=drop_prob, seed=SEED, **knobs)
 
 
-def _ours(**knobs: Any) -> Callable[[Sequence[Parameter]], Stepper]:
-    return lambda params: Stepper(one_pass(params, **knobs).step)
+def _ours(**knobs: Any) -> Callable[[Sequence[Parameter]], Step]:
+    return lambda params: one_pass(params, **knobs).step
 
 
-def _torch(**knobs: Any) -> Callable[[Sequence[Parameter]], Stepper]:
-    return lambda params: Stepper(torch.optim.AdamW(params, lr=LR, **knobs).step)
+def _torch(**knobs: Any) -> Callable[[Sequence[Parameter]], Step]:
+    return lambda params: torch.optim.AdamW(params, lr=LR, **knobs).step
 
 
-def _torch_compiled(params: Sequence[Parameter]) -> Stepper:
-    return Stepper(torch.compile(torch.optim.AdamW(params, lr=LR, foreach=True).step))
+def _in_a_graph(
+    make: Callable[[Sequence[Parameter]], Step],
+) -> Callable[[Sequence[Parameter]], Step]:
+    """Replays of a captured step: all that the host does is left out of them."""
+
+    def capture(params: Sequence[Parameter]) -> Step:
+        step = make(params)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()  # compiles, makes the state
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+
+        def replay(captured: Step = step) -> None:  # whose optimizer's memory the graph uses
+            graph.replay()
+
+        return replay
+
+    return capture
 
 
-def _eager(params: Sequence[Parameter], draw: Callable[[torch.Tensor], torch.Tensor]) -> Stepper:
+def _torch_compiled(params: Sequence[Parameter]) -> Step:
+    return torch.compile(torch.optim.AdamW(params, lr=LR, foreach=True).step)
+
+
+def _eager(params: Sequence[Parameter], draw: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     """GradDrop as it is written by hand: mask the gradients, then torch's fused AdamW."""
 
     def mask(grads: list[torch.Tensor]) -> None:
@@ -95,27 +109,26 @@ def _eager(params: Sequence[Parameter], draw: Callable[[torch.Tensor], torch.Ten
 
 def _masked_first(
     params: Sequence[Parameter], mask: Callable[[list[torch.Tensor]], object]
-) -> Stepper:
-    fused = _torch(fused=True)(params)
+) -> Step:
+    fused = torch.optim.AdamW(params, lr=LR, fused=True)
     grads = [param.grad for param in params if param.grad is not None]
-    fresh = [grad.clone() for grad in grads]
 
     def step() -> None:
         mask(grads)
         fused.step()
 
-    return Stepper(step, lambda: torch._foreach_copy_(grads, fresh))
+    return step
 
 
-def _eager_rand(params: Sequence[Parameter]) -> Stepper:
+def _eager_rand(params: Sequence[Parameter]) -> Step:
     return _eager(params, lambda grad: torch.rand_like(grad) >= DROP_PROB)
 
 
-def _eager_bernoulli(params: Sequence[Parameter]) -> Stepper:
+def _eager_bernoulli(params: Sequence[Parameter]) -> Step:
     return _eager(params, lambda grad: torch.empty_like(grad).bernoulli_(1 - DROP_PROB))
 
 
-def _eager_dropout(params: Sequence[Parameter]) -> Stepper:
+def _eager_dropout(params: Sequence[Parameter]) -> Step:
     """With the dropout kernel, which masks and rescales; its rescaling is no change for Adam."""
 
     def mask(grads: list[torch.Tensor]) -> None:
@@ -125,7 +138,7 @@ def _eager_dropout(params: Sequence[Parameter]) -> Stepper:
     return _masked_first(params, mask)
 
 
-def _compiled_mask(params: Sequence[Parameter]) -> Stepper:
+def _compiled_mask(params: Sequence[Parameter]) -> Step:
     """The masking alone is compiled: one pass over each gradient."""
 
     def mask(grad: torch.Tensor) -> torch.Tensor:
@@ -140,40 +153,40 @@ def _compiled_mask(params: Sequence[Parameter]) -> Stepper:
     return _masked_first(params, mask_all)
 
 
-def _clip_then_fused(params: Sequence[Parameter]) -> Stepper:
+def _clip_then_fused(params: Sequence[Parameter]) -> Step:
     return _masked_first(
         params, lambda grads: torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
     )
 
 
-def _torchao_8bit(params: Sequence[Parameter]) -> Stepper:
+def _torchao_8bit(params: Sequence[Parameter]) -> Step:
     from torchao.optim import AdamW8bit
 
-    return Stepper(AdamW8bit(params, lr=LR).step)
+    return AdamW8bit(params, lr=LR).step
 
 
-def _torchao_stochastic(params: Sequence[Parameter]) -> Stepper:
+def _torchao_stochastic(params: Sequence[Parameter]) -> Step:
     from torchao.optim import _AdamW
 
-    return Stepper(_AdamW(params, lr=LR, bf16_stochastic_round=True).step)
+    return _AdamW(params, lr=LR, bf16_stochastic_round=True).step
 
 
-def _bitsandbytes_8bit(params: Sequence[Parameter]) -> Stepper:
+def _bitsandbytes_8bit(params: Sequence[Parameter]) -> Step:
     from bitsandbytes.optim import AdamW8bit
 
-    return Stepper(AdamW8bit(params, lr=LR).step)
+    return AdamW8bit(params, lr=LR).step
 
 
-def _flashoptim(params: Sequence[Parameter]) -> Stepper:
+def _flashoptim(params: Sequence[Parameter]) -> Step:
     from flashoptim import FlashAdamW
 
-    return Stepper(FlashAdamW(params, lr=LR).step)
+    return FlashAdamW(params, lr=LR).step
 
 
-def _optimi(params: Sequence[Parameter]) -> Stepper:
+def _optimi(params: Sequence[Parameter]) -> Step:
     from optimi import AdamW
 
-    return Stepper(AdamW(params, lr=LR).step)
+    return AdamW(params, lr=LR).step
 
 
 _MODEL = bytes_model
@@ -187,11 +200,11 @@ def _graddrop(name: str, bytes_per_element: int, dtype: torch.dtype = F32, **kno
 
 
 def _by_hand(
-    draw: str, make: Callable[[Sequence[Parameter]], Stepper], bytes_per_element: int | None = None
+    draw: str, make: Callable[[Sequence[Parameter]], Step], bytes_per_element: int | None = None
 ) -> Peer:
     """GradDrop before torch's fused AdamW."""
     name = f"eager GradDrop: {draw}, fused"
-    return Peer(name, make, bytes_per_element, rounds=3, masks=True)
+    return Peer(name, make, bytes_per_element, rounds=3, masks=True, writes_grads=True)
 
 
 PEERS = {
@@ -206,8 +219,28 @@ PEERS = {
     "foreach": Peer("torch AdamW foreach, no mask", _torch(foreach=True), rounds=3),
     "compiled": Peer("torch AdamW compiled, no mask", _torch_compiled, rounds=3, max_tensors=1000),
     "optimi": Peer("optimi AdamW, no mask", _optimi, rounds=3, package="torch-optimi"),
+    # Without the host.
+    "graph-fused": Peer(
+        "CUDA graph: torch AdamW fused, no mask",
+        _in_a_graph(_torch(fused=True, capturable=True)),
+        _MODEL.FP32,
+        only_on="cuda",
+    ),
+    "graph-graddrop": Peer(
+        "CUDA graph: GradDrop",
+        _in_a_graph(_ours(capturable=True)),
+        _MODEL.FP32,
+        package="graddrop",
+        masks=True,
+        only_on="cuda",
+    ),
     # Clipping by the norm of all gradients.
-    "clip-fused": Peer("`clip_grad_norm_`, torch AdamW fused", _clip_then_fused, _MODEL.CLIP_EAGER),
+    "clip-fused": Peer(
+        "`clip_grad_norm_`, torch AdamW fused",
+        _clip_then_fused,
+        _MODEL.CLIP_EAGER,
+        writes_grads=True,
+    ),
     "clip-graddrop": _graddrop(
         "GradDrop, `max_grad_norm`", _MODEL.CLIP_IN_STEP, max_grad_norm=MAX_NORM
     ),
@@ -245,6 +278,7 @@ PEERS = {
         rounds=3,
         dtype=BF16,
         package="flashoptim",
+        only_on="cuda",
     ),
     "torchao-8bit": Peer(
         "torchao AdamW, 8-bit moments, no mask",

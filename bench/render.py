@@ -13,8 +13,19 @@ from typing import Any
 from bench.peers import PEERS
 
 Record = dict[str, Any]  # as pytest-benchmark writes it, see bench/conftest.py
-HEADER = "| step | median ms | quartiles | / torch fused | quartiles | GB/s | of in-place pass |"
-GPU_HEADER = " state, bytes per entry | host µs | launches |"
+COLUMNS = (
+    "step",
+    "median ms",
+    "quartiles",
+    "/ torch fused",
+    "quartiles",
+    "GB/s",
+    "of in-place pass",
+    "state, bytes per entry",
+    "temporary",
+    "host µs",
+)
+GPU_COLUMNS = (*COLUMNS, "launches")
 SUMMARY_PEERS = ("fused", "graddrop", "graddrop-exempt", "eager-rand", "eager-dropout")
 SUMMARY = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
@@ -25,12 +36,12 @@ def render(record: Record) -> str:
     for workload, rows in _by_workload(record).items():
         info = rows[0]["extra_info"]
         n_tensors, n_millions = info["n_tensors"], info["n_elements"] / 1e6
-        on_gpu = "host_seconds" in info
+        columns = GPU_COLUMNS if "launches" in info else COLUMNS
         lines += ["", f"**{workload}**: tensors {n_tensors:,}, elements {n_millions:.1f} M"]
-        lines += ["", HEADER + GPU_HEADER * on_gpu, "|---|" + "--:|" * (6 + 3 * on_gpu)]
+        lines += ["", _line(*columns), "|---|" + "--:|" * (len(columns) - 1)]
         lines += [_row(row) for row in rows]
         lines += [
-            f"| {row['peer']} | not measured: {row['reason']} |" + " |" * (5 + 3 * on_gpu)
+            _line(row["peer"], f"not measured: {row['reason']}", *[""] * (len(columns) - 2))
             for row in record["not_measured"]
             if row["workload"] == workload
         ]
@@ -41,7 +52,7 @@ def summary(record: Record) -> str:
     """The README's table: median milliseconds, a column per workload."""
     by_workload = _by_workload(record)
     lines = [
-        "| optimizer step, fp32, median ms | " + " | ".join(by_workload) + " |",
+        _line("optimizer step, fp32, median ms", *by_workload),
         "|---|" + "--:|" * len(by_workload),
     ]
     for key in SUMMARY_PEERS:
@@ -51,7 +62,7 @@ def summary(record: Record) -> str:
             cells.append(_milliseconds(found[0]["stats"]["median"]) if found else "")
         if key == "graddrop":
             cells = [f"**{cell}**" for cell in cells]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_line(*cells))
     return "\n".join(lines) + "\n"
 
 
@@ -116,9 +127,14 @@ def _origin(record: Record) -> str:
     return (
         ", ".join(facts) + '.\n"/ torch fused" is taken within rounds, to '
         f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
-        "GB/s counts the bytes of `bench/bytes_model.py`. State: what a first step took of a "
-        "GPU's memory and kept."
+        "GB/s counts the bytes of `bench/bytes_model.py`. State: memory that the first step took "
+        "and kept;\ntemporary: the most that a later one takes on top, where it was counted. Host: "
+        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries."
     )
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _row(row: Record) -> str:
@@ -136,10 +152,13 @@ def _row(row: Record) -> str:
     else:
         speed = info["bytes_per_element"] * info["n_elements"] / stats["median"]
         cells += [f"{speed / 1e9:,.1f}", f"{speed / info['pass_bytes_per_second']:.0%}"]
-    if "host_seconds" in info:
-        cells.append(f"{info['state_bytes'] / info['n_elements']:.1f}")
-        cells += [f"{1e6 * info['host_seconds']:.0f}", str(info["launches"])]
-    return "| " + " | ".join(cells) + " |"
+    for key in ("state_bytes", "temporary_bytes"):
+        cells.append("" if info[key] is None else f"{info[key] / info['n_elements']:.1f}")
+    host = info["host_seconds"]
+    cells.append("" if host is None else f"{1e6 * host:,.0f}")
+    if "launches" in info:
+        cells.append(str(info["launches"]))
+    return _line(*cells)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from bench import bench_step, conftest, origin, render
+from bench import bench_step, conftest, footprint, origin, render
 from bench.peers import PEERS, Peer
 from bench.workloads import WORKLOADS
 
@@ -76,18 +76,24 @@ def params():
 
 # Other packages are not installed here, and a compiler takes a minute for each of its rows.
 OWN_PEERS = [
-    key for key, peer in PEERS.items() if peer.package in (None, "graddrop") and "compil" not in key
+    key
+    for key, peer in PEERS.items()
+    if peer.package in (None, "graddrop") and "compil" not in key and peer.only_on is None
 ]
 
 
 @pytest.mark.parametrize("key", OWN_PEERS)
 def test_every_peer_steps(key, params):
-    """Each changes every parameter, and gives the gradients back as they were."""
-    params = bench_step.in_dtype(params, PEERS[key].dtype)
+    """Each changes every parameter; the gradients are as they were, or are renewed."""
+    peer = PEERS[key]
+    params = bench_step.in_dtype(params, peer.dtype)
     before = [param.detach().clone() for param in params]
     grads = [param.grad.clone() for param in params]
-    stepper, reason = bench_step.begin(PEERS[key], params, len(params))
+    renew = bench_step.renewal(params)
+    _, reason = bench_step.begin(peer, params)
     assert reason is None
+    assert peer.writes_grads or all(map(torch.equal, grads, [p.grad for p in params]))
+    renew()
     for param, old, grad in zip(params, before, grads, strict=True):
         assert not torch.equal(param, old)
         assert torch.equal(param.grad, grad)
@@ -100,11 +106,42 @@ def test_a_peer_that_cannot_run_is_a_row_that_says_why(params):
         raise RuntimeError("no such device\nand more")
 
     peer = Peer("another", fail)
-    assert bench_step.begin(peer, params, 1) == (None, "RuntimeError: no such device")
+    assert bench_step.begin(peer, params) == (None, "RuntimeError: no such device")
     with pytest.raises(RuntimeError, match="no such device"):
-        bench_step.begin(replace(peer, package="graddrop"), params, 1)
-    reason = bench_step.begin(replace(peer, max_tensors=3), params, 4)[1]
+        bench_step.begin(replace(peer, package="graddrop"), params)
+    reason = bench_step.begin(replace(peer, max_tensors=3), params)[1]
     assert reason == "compiles code per tensor: not run on more than 3"
+    reason = bench_step.begin(replace(peer, only_on="cuda"), params)[1]
+    assert reason == "runs on cuda only"
+
+
+def test_memory_is_what_tensors_take():
+    """What stays, and the most at a time: two of three thousand entries stay, four were there."""
+    device, entry = torch.device("cpu"), 4
+    with footprint.memory(device) as found:
+        kept = torch.empty(1000)
+        other = torch.empty(2000)
+        for _ in range(2):
+            torch.empty(1000)
+        del other
+        other = torch.empty(1000)
+    assert (found.kept, found.peak) == (2000 * entry, 4000 * entry)
+    del kept, other
+
+
+@pytest.mark.parametrize("key", ["fused", "graddrop", "eager-rand", "clip-graddrop", "foreach"])
+def test_a_step_takes_the_memory_that_is_promised(key):
+    """Two moments; nothing else while it runs, where masks written by hand take 5 bytes more."""
+    param = Parameter(torch.randn(100_000))
+    param.grad = torch.randn(100_000)
+    with footprint.memory(param.device) as state:
+        step, _ = bench_step.begin(PEERS[key], [param])
+    with footprint.memory(param.device) as temporary:
+        step()
+    scalars = 4096  # bytes: step number, tables, norm
+    assert 0 <= state.kept - 8 * param.numel() < scalars
+    expected = {"eager-rand": 5, "foreach": 4}.get(key, 0) * param.numel()
+    assert 0 <= temporary.peak - expected < scalars
 
 
 def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch):
@@ -118,7 +155,7 @@ def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch)
 INTERRUPTING = """
 import os, signal
 from dataclasses import replace
-from bench.peers import PEERS, Stepper
+from bench.peers import PEERS
 from bench.workloads import WORKLOADS, Workload
 
 WORKLOADS["50m"] = Workload("small", ((5000,),))
@@ -134,7 +171,7 @@ def step():
 def pytest_keyboard_interrupt():
     interrupt()  # again, as `timeout` does
 
-PEERS["foreach"] = replace(PEERS["foreach"], make=lambda params: Stepper(step))
+PEERS["foreach"] = replace(PEERS["foreach"], make=lambda params: step)
 """
 
 
@@ -184,7 +221,9 @@ def make_record():
         "workload": "one tensor",
         "peer_key": "graddrop",
         "package": None,
-        "state_bytes": None,
+        "state_bytes": 400_000_000,
+        "temporary_bytes": None,
+        "host_seconds": 0.00021,
         "n_tensors": 1,
         "n_elements": 50_000_000,
         "peer": "GradDrop",
@@ -218,7 +257,10 @@ def make_record():
 def test_a_record_becomes_a_table():
     """Medians, ratios within rounds, bytes over time, memory; and what is missing, with why."""
     table = render.render(make_record())
-    assert "| GradDrop | 50.0 | 49.0 to 51.2 | 0.95 | 0.94 to 0.97 | 28.0 | 80% |" in table
+    assert (
+        "| GradDrop | 50.0 | 49.0 to 51.2 | 0.95 | 0.94 to 0.97 | 28.0 | 80% | 8.0 |  | 210 |"
+        in table
+    )
     assert "| absent | not measured: has no wheel |" in table
     assert "A processor, 2 threads" in table
     assert "other 1.2, commit 0123456789 with changes" in table

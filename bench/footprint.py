@@ -1,0 +1,89 @@
+"""What a step takes beside time on the device: memory, time of the host, launches."""
+
+import gc
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+CALLS = 20  # of which the median is taken
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long ``run`` takes, until it returns."""
+    start = perf_counter()
+    run()
+    return perf_counter() - start
+
+
+@dataclass
+class Bytes:
+    """Bytes of tensors that were made within :func:`memory`; None: not counted.
+
+    Attributes:
+        kept: of those that are still there at its end.
+        peak: the most at a time.
+    """
+
+    kept: int | None = None
+    peak: int | None = None
+
+
+@contextmanager
+def memory(device: torch.device) -> Iterator[Bytes]:
+    """Count the memory that is taken within.
+
+    The allocator of a GPU counts for itself. On the CPU torch's profiler writes down allocation by
+    allocation, which is slow where there are many.
+    """
+    found = Bytes()
+    gc.collect()  # what is no longer needed goes before, not within
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        torch.cuda.synchronize(device)
+        found.kept = torch.cuda.memory_allocated(device) - before
+        found.peak = torch.cuda.max_memory_allocated(device) - before
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        yield found
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_bytes())["traceEvents"]
+    changes = [event for event in events if event["name"] == "[memory]"]
+    in_use = list(accumulate(c["args"]["Bytes"] for c in sorted(changes, key=itemgetter("ts"))))
+    found.kept, found.peak = (in_use[-1], max(0, *in_use)) if in_use else (0, 0)
+
+
+def host_seconds(step: Callable[[], object], device: torch.device) -> float:
+    """How long ``step`` keeps the host, which does not wait for a GPU: median."""
+    taken = []
+    for _ in range(CALLS):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(seconds(step))
+    return statistics.median(taken)
+
+
+def launches(step: Callable[[], object], device: torch.device) -> int:
+    """Kernels that ``step`` launches on a GPU."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize(device)
+    return sum(
+        event.device_type == DeviceType.CUDA and not event.name.startswith("Mem")
+        for event in profiled.events() or []
+    )
