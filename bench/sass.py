@@ -72,6 +72,7 @@ ARGUMENTS = {  # of all kernels; their other ones are constants
     "layout_table": "*i64",
     "group_table": "*fp64",
     "counters": "*i64",
+    "arrived": "*i32",
     "floats": "*fp32",
     "ints": "*i32",
     "partials": "*fp32",

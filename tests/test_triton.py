@@ -237,6 +237,24 @@ def test_groups_keep_their_own_numbers():
     assert_step_is_the_reference(entries, knobs, counters=(3, 2))
 
 
+def test_many_tensors_are_of_one_draw():
+    """Programs that share out the tensors count each step once, and all before they do."""
+    n_tensors = 2 * launch.PREPARE_BLOCK + 5
+    entries = _entries_of([(3,)] * n_tensors)
+    knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
+    counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    begun_at = [entry.step.item() for entry in entries]
+    executor = _executor_of(entries, [knobs])
+    for draw in range(3):
+        before = [entry.param.clone() for entry in entries]
+        executor.prepare([knobs], counters, None, None)
+        executor.step(None)
+        moved = [not torch.equal(e.param, old) for e, old in zip(entries, before, strict=True)]
+        assert moved == knobs.keep_wholes(range(n_tensors), [None] * n_tensors, draw)
+        assert counters.tolist() == [draw + 1, 0]
+        assert [entry.step.item() for entry in entries] == [n + draw + 1 for n in begun_at]
+
+
 def test_one_launch_moves_all_tensors_of_a_signature():
     """Launches per step: one that counts, then one per (dtypes, layout), not one per tensor."""
     entries = _entries_of([(n,) for n in range(1, 30)])

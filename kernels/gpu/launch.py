@@ -15,7 +15,7 @@ from .step import dense_step, strided_step
 from .walk import BLOCK, TILES
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-PREPARE_BLOCK = 512  # tensors per turn
+PREPARE_BLOCK = 128  # tensors per program, one a thread
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
 Signature = tuple[torch.dtype, torch.dtype, torch.dtype, bool]  # and: bf16 rounded at random
 
@@ -58,10 +58,10 @@ class Launch:
 class TritonStep:
     """The step of a fixed set of tensors on one device.
 
-    :meth:`prepare`, one launch of a few threads, advances the counters; then :meth:`step`, one
-    launch per (dtypes, layout class), moves all tensors. Between them :meth:`grad_squares` may look
-    at the gradients. There is no host synchronisation, and everything that changes from step to
-    step is read from device memory, so a CUDA graph can capture the launches.
+    :meth:`prepare`, one launch of a thread per tensor, advances the counters; then :meth:`step`,
+    one launch per (dtypes, layout class), moves all tensors. Between them :meth:`grad_squares` may
+    look at the gradients. There is no host synchronisation, and everything that changes from step
+    to step is read from device memory, so a CUDA graph can capture the launches.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class TritonStep:
         )
         self._floats = torch.empty((n_tensors, FLOATS.value), dtype=torch.float32, device=device)
         self._ints = torch.empty((n_tensors, INTS.value), dtype=torch.int32, device=device)
+        self._arrived = torch.zeros(1, dtype=torch.int32, device=device)
         self._aligned = self._alignment()
         self._launches = self._plan_launches()
         self._sums: tuple[Tensor, Tensor] | None = None  # made when it is first needed
@@ -113,16 +114,18 @@ class TritonStep:
             grad_scale: float32, 1 element on the device: loss scale that the gradients carry.
             found_inf: float32, 1 element on the device: unless 0, nothing changes.
         """
+        n_tensors = len(self._tensor_table)
         with self._on_device():
-            prepare[(1,)](
+            prepare[(triton.cdiv(n_tensors, PREPARE_BLOCK),)](
                 self._tensor_table,
                 self.group_table,
                 counters,
+                self._arrived,
                 self._floats,
                 self._ints,
                 grad_scale,
                 found_inf,
-                len(self._tensor_table),
+                n_tensors,
                 BLOCK=PREPARE_BLOCK,
                 **self._options(vector=4),
             )

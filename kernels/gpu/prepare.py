@@ -37,6 +37,7 @@ def prepare(
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     group_table,  # fp64 [n_groups, N_GROUP_COLUMNS]
     counters,  # int64 [2], advanced here
+    arrived,  # int32 [1], 0: programs that have read the counters, before and after
     floats,  # fp32 [n_tensors, FLOATS], out
     ints,  # int32 [n_tensors, INTS], out
     grad_scale,  # fp32 [1] or None: loss scale that the gradients carry
@@ -46,7 +47,7 @@ def prepare(
 ):
     """Advance the counters and derive each tensor's scalars from its group's numbers, in fp64.
 
-    One program, so that every tensor reads the counters before they move.
+    Every program reads the counters; the last one to say so advances them.
     """
     active = 1  # what the counters advance by
     if found_inf is not None:
@@ -56,72 +57,73 @@ def prepare(
         inv_loss_scale = 1.0 / tl.load(grad_scale).to(tl.float64)
     steps_finished = tl.load(counters)
     masks_begun = tl.load(counters + 1)
-    for start in range(0, n_tensors, BLOCK):
-        tensor = start + tl.arange(0, BLOCK)
-        valid = tensor < n_tensors
-        row = tensor_table + tensor.to(tl.int64) * _N_TENSOR_COLUMNS
-        group = group_table + tl.load(row + _GROUP, mask=valid, other=0) * _N_GROUP_COLUMNS
-        lr = tl.load(group + _LR)
-        beta1, beta2 = tl.load(group + _BETA1), tl.load(group + _BETA2)
-        log_beta1 = tl.log(tl.maximum(beta1, 1e-300))  # a power of it is 0, as of beta = 0
-        log_beta2 = tl.log(tl.maximum(beta2, 1e-300))
+    tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = tensor < n_tensors
+    row = tensor_table + tensor.to(tl.int64) * _N_TENSOR_COLUMNS
+    group = group_table + tl.load(row + _GROUP, mask=valid, other=0) * _N_GROUP_COLUMNS
+    lr = tl.load(group + _LR)
+    beta1, beta2 = tl.load(group + _BETA1), tl.load(group + _BETA2)
+    log_beta1 = tl.log(tl.maximum(beta1, 1e-300))  # a power of it is 0, as of beta = 0
+    log_beta2 = tl.log(tl.maximum(beta2, 1e-300))
 
-        step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
-        finished = tl.load(step_ptr, mask=valid, other=0.0)
-        moves = active * (tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD).to(tl.int32)
-        tl.store(step_ptr, finished + moves, mask=valid)
-        step = finished.to(tl.float64) + 1.0
-        bias_correction1 = 1.0 - tl.exp(step * log_beta1)
-        bias_correction2 = 1.0 - tl.exp(step * log_beta2)
+    step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
+    finished = tl.load(step_ptr, mask=valid, other=0.0)
+    moves = active * (tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD).to(tl.int32)
+    tl.store(step_ptr, finished + moves, mask=valid)
+    step = finished.to(tl.float64) + 1.0
+    bias_correction1 = 1.0 - tl.exp(step * log_beta1)
+    bias_correction2 = 1.0 - tl.exp(step * log_beta2)
 
-        # threshold: round(65536 drop_prob), ties to even
-        scaled = tl.load(group + _DROP_PROB) * 65536.0
-        threshold = tl.floor(scaled + 0.5).to(tl.int32)
-        tie = threshold.to(tl.float64) - scaled == 0.5
-        threshold -= (tie & (threshold % 2 == 1)).to(tl.int32)
-        threshold = tl.minimum(tl.maximum(threshold, 0), 65536)
-        period = tl.load(group + _PERIOD).to(tl.int64)
-        draw = tl.where(period > 0, steps_finished // tl.maximum(period, 1), masks_begun)
-        draw = draw.to(tl.uint32)
-        seed_low = tl.load(group + _SEED_LOW).to(tl.int64)
-        seed_high = tl.load(group + _SEED_HIGH).to(tl.int64)
-        bits = u16_of_element(
-            tl.load(row + _UNIT, mask=valid, other=0).to(tl.uint64),
-            tl.load(row + _STREAM, mask=valid, other=0).to(tl.uint32),
-            draw,
-            ((seed_high << 32) | seed_low).to(tl.uint64),
-        )
-        keep = bits.to(tl.int32) >= threshold
+    # threshold: round(65536 drop_prob), ties to even
+    scaled = tl.load(group + _DROP_PROB) * 65536.0
+    threshold = tl.floor(scaled + 0.5).to(tl.int32)
+    tie = threshold.to(tl.float64) - scaled == 0.5
+    threshold -= (tie & (threshold % 2 == 1)).to(tl.int32)
+    threshold = tl.minimum(tl.maximum(threshold, 0), 65536)
+    period = tl.load(group + _PERIOD).to(tl.int64)
+    draw = tl.where(period > 0, steps_finished // tl.maximum(period, 1), masks_begun)
+    draw = draw.to(tl.uint32)
+    seed_low = tl.load(group + _SEED_LOW).to(tl.int64)
+    seed_high = tl.load(group + _SEED_HIGH).to(tl.int64)
+    bits = u16_of_element(
+        tl.load(row + _UNIT, mask=valid, other=0).to(tl.uint64),
+        tl.load(row + _STREAM, mask=valid, other=0).to(tl.uint32),
+        draw,
+        ((seed_high << 32) | seed_low).to(tl.uint64),
+    )
+    keep = bits.to(tl.int32) >= threshold
 
-        mode = tl.load(row + _MODE, mask=valid, other=0)
-        source, site = mode // _N_SITES, mode % _N_SITES
-        kept = tl.maximum(65536 - threshold, 1).to(tl.float64)
-        scale = tl.where(tl.load(group + _RESCALE) != 0.0, 65536.0 / kept, 1.0)
-        on_grad = (source != _SOURCE_NONE) & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
-        on_update = (source != _SOURCE_NONE) & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
-        frozen = (source == _SOURCE_TENSOR) & (site == _SITE_FREEZE) & (keep == 0)
+    mode = tl.load(row + _MODE, mask=valid, other=0)
+    source, site = mode // _N_SITES, mode % _N_SITES
+    kept = tl.maximum(65536 - threshold, 1).to(tl.float64)
+    scale = tl.where(tl.load(group + _RESCALE) != 0.0, 65536.0 / kept, 1.0)
+    on_grad = (source != _SOURCE_NONE) & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
+    on_update = (source != _SOURCE_NONE) & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
+    frozen = (source == _SOURCE_TENSOR) & (site == _SITE_FREEZE) & (keep == 0)
 
-        grad_factor = tl.load(group + _GRAD_SIGN) * tl.where(on_grad, scale, 1.0) * inv_loss_scale
-        step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
-        out = floats + tensor * FLOATS
-        tl.store(out + GRAD_FACTOR, grad_factor.to(tl.float32), mask=valid)
-        tl.store(out + 1, (1.0 - beta1).to(tl.float32), mask=valid)
-        tl.store(out + 2, beta2.to(tl.float32), mask=valid)
-        tl.store(out + 3, (1.0 - beta2).to(tl.float32), mask=valid)
-        tl.store(out + 4, tl.load(group + _EPS).to(tl.float32), mask=valid)
-        decay_factor = 1.0 - lr * tl.load(group + _WEIGHT_DECAY)
-        tl.store(out + 5, decay_factor.to(tl.float32), mask=valid)
-        tl.store(out + 6, step_size.to(tl.float32), mask=valid)
-        inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
-        tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
-        out = ints + tensor * INTS
-        tl.store(out + ACTIVE, moves * (frozen == 0).to(tl.int32), mask=valid)
-        tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
-        tl.store(out + THRESHOLD, threshold, mask=valid)
-        tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
-        rounding_draw = steps_finished.to(tl.uint32).to(tl.int32, bitcast=True)
-        tl.store(out + ROUNDING_DRAW, rounding_draw, mask=valid)
-        tl.store(out + KEY_LOW, seed_low.to(tl.int32), mask=valid)
-        tl.store(out + KEY_HIGH, seed_high.to(tl.int32), mask=valid)
-    tl.debug_barrier()
-    tl.store(counters, steps_finished + active)
+    grad_factor = tl.load(group + _GRAD_SIGN) * tl.where(on_grad, scale, 1.0) * inv_loss_scale
+    step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
+    out = floats + tensor * FLOATS
+    tl.store(out + GRAD_FACTOR, grad_factor.to(tl.float32), mask=valid)
+    tl.store(out + 1, (1.0 - beta1).to(tl.float32), mask=valid)
+    tl.store(out + 2, beta2.to(tl.float32), mask=valid)
+    tl.store(out + 3, (1.0 - beta2).to(tl.float32), mask=valid)
+    tl.store(out + 4, tl.load(group + _EPS).to(tl.float32), mask=valid)
+    decay_factor = 1.0 - lr * tl.load(group + _WEIGHT_DECAY)
+    tl.store(out + 5, decay_factor.to(tl.float32), mask=valid)
+    tl.store(out + 6, step_size.to(tl.float32), mask=valid)
+    inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
+    tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
+    out = ints + tensor * INTS
+    tl.store(out + ACTIVE, moves * (frozen == 0).to(tl.int32), mask=valid)
+    tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
+    tl.store(out + THRESHOLD, threshold, mask=valid)
+    tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)
+    rounding_draw = steps_finished.to(tl.uint32).to(tl.int32, bitcast=True)
+    tl.store(out + ROUNDING_DRAW, rounding_draw, mask=valid)
+    tl.store(out + KEY_LOW, seed_low.to(tl.int32), mask=valid)
+    tl.store(out + KEY_HIGH, seed_high.to(tl.int32), mask=valid)
+    tl.debug_barrier()  # all threads have read the counters
+    if tl.atomic_add(arrived, 1) == tl.num_programs(0) - 1:
+        tl.store(counters, steps_finished + active)
+        tl.store(arrived, 0)
