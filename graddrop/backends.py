@@ -129,7 +129,7 @@ class ReferenceExecutor:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._grads: Sequence[Tensor | None] = []
-        gone = torch.empty(0)
+        gone = torch.empty(0, device="cpu")
         self._entries = [replace(entry, grad=gone) for entry in entries]
         self._knobs: Sequence[Knobs] = []
         self._counters: Tensor | None = None
@@ -225,17 +225,20 @@ class CpuExecutor:
             signature = entry.dtypes, knobs[entry.group].rounds(entry.param.dtype)
             members.setdefault(signature, []).append(index)
         self._calls = [
-            (*signature, torch.tensor(rows), *tensor_tables([entries[row] for row in rows], knobs))
+            (
+                *signature,
+                torch.tensor(rows, device="cpu"),
+                *tensor_tables([entries[row] for row in rows], knobs),
+            )
             for signature, rows in members.items()
         ]
-        origins = torch.empty(len(entries), dtype=torch.int64)
+        origins = torch.empty(len(entries), dtype=torch.int64, device="cpu")
         for _, _, rows, tensor_table, _ in self._calls:
             origins[rows] = tensor_table[:, abi.GRAD]
         self._grad_column = GradColumn(entries, origins)
         self._n_entries = len(entries)
         self._rows: list[list[float]] = []
-        self._group_table = torch.empty(0)
-        self._counters = torch.empty(0)
+        self._group_table = self._counters = torch.empty(0, device="cpu")
         self._loss_scale = 1.0
         self._skipped = False
 
@@ -257,7 +260,7 @@ class CpuExecutor:
         for row, group in zip(rows, knobs, strict=True):
             row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
         if rows != self._rows:
-            self._group_table = torch.tensor(rows, dtype=torch.float64)
+            self._group_table = torch.tensor(rows, dtype=torch.float64, device="cpu")
             self._rows = rows
         self._counters = counters
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
@@ -265,7 +268,7 @@ class CpuExecutor:
 
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
-        squares = torch.empty(self._n_entries, dtype=torch.float64)
+        squares = torch.empty(self._n_entries, dtype=torch.float64, device="cpu")
         for dtypes, _, rows, tensor_table, layout_table in self._calls:
             squares[rows] = cpu.grad_squares(
                 tensor_table,
@@ -365,7 +368,7 @@ class GradColumn:
 
     def __init__(self, entries: Sequence[Entry], origins: Tensor) -> None:
         self._addresses = [entry.grad.data_ptr() for entry in entries]
-        self._before = origins - torch.tensor(self._addresses, dtype=torch.int64)
+        self._before = origins - torch.tensor(self._addresses, dtype=torch.int64, device="cpu")
 
     def moved(self, grads: Sequence[Tensor | None]) -> Tensor | None:
         """The column for these gradients, None if it is what it was."""
@@ -373,5 +376,5 @@ class GradColumn:
         if found == self._addresses:
             return None
         self._addresses = found
-        addresses = torch.tensor(found, dtype=torch.int64)
+        addresses = torch.tensor(found, dtype=torch.int64, device="cpu")
         return torch.where(addresses == abi.NO_GRAD, addresses, addresses + self._before)

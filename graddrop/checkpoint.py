@@ -109,6 +109,11 @@ def _differ(a: Any, b: Any) -> bool:
     return bool(a != b)
 
 
+def as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, a number as one on the CPU, whatever torch's default device."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+
+
 def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
     """Let a tensor that a group has for ``lr`` or ``drop_prob`` take the loaded value where it is.
 
@@ -122,7 +127,7 @@ def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
         for knob in ("lr", "drop_prob"):
             if isinstance(mine[knob], Tensor):
                 with torch.no_grad():
-                    mine[knob].copy_(torch.as_tensor(new[knob]).reshape(mine[knob].shape))
+                    mine[knob].copy_(as_tensor(new[knob]).reshape(mine[knob].shape))
                 new[knob] = mine[knob]
 
 
@@ -141,5 +146,5 @@ def _check_state(param: Tensor, state: dict[str, Any]) -> None:
                 f"expected {key} of shape {shape}, got {found}: this state belongs to other "
                 "parameters"
             )
-    if torch.as_tensor(state["step"]).numel() != 1:
+    if as_tensor(state["step"]).numel() != 1:
         raise ValueError(f"expected step as one number, got {state['step']!r}")

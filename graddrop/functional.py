@@ -167,7 +167,9 @@ _NO_LAYER = -1
 
 
 def _scalar(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 @torch.library.custom_op("graddrop::adamw_", mutates_args=_WRITTEN)

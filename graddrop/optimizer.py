@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
-from .checkpoint import keep_tensors, loaded_groups, loaded_state, warn_overridden
+from .checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
 from .checks import DTYPES, check_capture, check_draw, check_knobs, check_param
 from .clipping import clipping_of
 from .counters import Counters
@@ -378,7 +378,7 @@ class FusedGradDropAdamW(Optimizer):
                 if param in loaded:
                     state[param] = self._initial_state(param, group)
                     for key, value in state[param].items():
-                        value.copy_(torch.as_tensor(loaded[param][key]))
+                        value.copy_(as_tensor(loaded[param][key]))
         scheduled = [schedule is not None for schedule in self._schedules]
         warn_overridden(self.param_groups, state_dict["param_groups"], scheduled)
         keep_tensors(self.param_groups, groups)

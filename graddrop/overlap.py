@@ -67,8 +67,8 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _addresses(tensor: Tensor) -> Tensor:
     """Address of each 2-byte cell that an entry covers, int64."""
-    offsets = torch.zeros(1, dtype=torch.int64)
+    offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        offsets = (offsets.unsqueeze(-1) + torch.arange(size) * stride).flatten()
-    cells = torch.arange(0, tensor.element_size(), 2)
+        offsets = (offsets.unsqueeze(-1) + torch.arange(size, device="cpu") * stride).flatten()
+    cells = torch.arange(0, tensor.element_size(), 2, device="cpu")
     return ((tensor.data_ptr() + offsets * tensor.element_size()).unsqueeze(-1) + cells).flatten()

@@ -102,7 +102,7 @@ class Knobs:
         by_layer = self.granularity == "layer"
         units: Sequence[int | None] = layers if by_layer else stream_ids
         keep = keep_elements(
-            torch.tensor([unit or 0 for unit in units], dtype=torch.int64),
+            torch.tensor([unit or 0 for unit in units], dtype=torch.int64, device="cpu"),
             stream=LAYER_STREAM if by_layer else TENSOR_STREAM,
             seed=self.seed,
             draw=draw,
@@ -279,8 +279,8 @@ def tensor_tables(entries: Sequence[Entry], knobs: Sequence[Knobs]) -> tuple[Ten
                 layout[column : column + len(walk)] = [dim[i] for dim in walk]
             layouts.append(layout)
     return (
-        torch.tensor(rows, dtype=torch.int64).view(-1, abi.N_TENSOR_COLUMNS),
-        torch.tensor(layouts, dtype=torch.int64).view(-1, abi.N_LAYOUT_COLUMNS),
+        torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, abi.N_TENSOR_COLUMNS),
+        torch.tensor(layouts, dtype=torch.int64, device="cpu").view(-1, abi.N_LAYOUT_COLUMNS),
     )
 
 

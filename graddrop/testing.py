@@ -81,14 +81,15 @@ def random_entry(
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(scale: float, dtype: torch.dtype) -> Tensor:
-        return (torch.randn(tuple(shape), generator=generator) * scale).to(dtype).to(device)
+    def draw(scale: float, dtype: torch.dtype) -> Tensor:
+        normal = torch.randn(tuple(shape), generator=generator, device="cpu")
+        return (normal * scale).to(dtype).to(device)
 
     return Entry(
-        param=normal(1.0, dtypes[0]),
-        grad=normal(0.1, dtypes[1]),
-        exp_avg=normal(0.03, dtypes[2]),
-        exp_avg_sq=normal(0.1, dtypes[2]).square_(),
+        param=draw(1.0, dtypes[0]),
+        grad=draw(0.1, dtypes[1]),
+        exp_avg=draw(0.03, dtypes[2]),
+        exp_avg_sq=draw(0.1, dtypes[2]).square_(),
         step=torch.tensor(float(steps), device=device),
         stream_id=stream_id,
         layer=layer,

@@ -215,7 +215,7 @@ def grad_squares(
         MemoryError: no memory for the call's own bookkeeping.
     """
     library = load()
-    squares = torch.empty(len(tensor_table), dtype=torch.float64)
+    squares = torch.empty(len(tensor_table), dtype=torch.float64, device="cpu")
     failed = library.handle.graddrop_grad_squares(
         *_tables(tensor_table, layout_table, group_table, counters),
         masked,

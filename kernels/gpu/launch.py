@@ -102,7 +102,7 @@ class TritonStep:
 
     def set_groups(self, rows: list[list[float]]) -> None:
         """Take over the groups' new numbers."""
-        self._upload(self.group_table, torch.tensor(rows, dtype=torch.float64))
+        self._upload(self.group_table, torch.tensor(rows, dtype=torch.float64, device="cpu"))
 
     def prepare(
         self, counters: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None
@@ -256,7 +256,7 @@ class TritonStep:
         launches = []
         for (signature, is_strided, aligned), found in members.items():
             dtypes, stochastic = signature[:3], signature[3]
-            rows = torch.tensor(found)
+            rows = torch.tensor(found, device="cpu")
             table = self._host_table[rows]
             if is_strided:
                 n_chunks = (table[:, abi.END] - table[:, abi.BEGIN] + BLOCK - 1) // BLOCK
@@ -267,7 +267,7 @@ class TritonStep:
             total = int(n_chunks.sum())
             if total:
                 before = (n_chunks.cumsum(0) - n_chunks).repeat_interleave(n_chunks)
-                within = torch.arange(total) - before
+                within = torch.arange(total, device="cpu") - before
                 chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
                 chunks = self._sent(chunks.to(torch.int32))
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
@@ -278,7 +278,7 @@ class TritonStep:
 
     def _plan_sums(self) -> tuple[Tensor, Tensor]:
         """On the device: spans of the tensors' partial sums, see `sum_chunks`; room for them."""
-        spans = torch.zeros((len(self._tensor_table), 2), dtype=torch.int64)
+        spans = torch.zeros((len(self._tensor_table), 2), dtype=torch.int64, device="cpu")
         total = 0
         for launch in self._launches:
             spans[launch.rows, 0] = total + launch.n_chunks.cumsum(0) - launch.n_chunks
