@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checks import check_knobs
 from .groups import COUNTERS, Group, check_names, knobs_of
+from .schedules import Schedule
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 # The knobs that make the masks: compared, and warned about, when a loaded state overrides them.
@@ -78,6 +79,7 @@ def loaded_groups(
         TypeError: a saved knob of the wrong type.
     """
     merged = []
+    saved_groups = _in_order_of_names(groups, saved_groups)
     for mine, saved in zip(groups, saved_groups, strict=True):
         knobs = {key: value for key, value in mine.items() if key not in ("params", *COUNTERS)}
         counters = {"steps_finished": steps_finished, "masks_begun": 0}
@@ -87,13 +89,36 @@ def loaded_groups(
     return merged
 
 
+def _in_order_of_names(groups: Sequence[Group], saved_groups: Sequence[Group]) -> list[Group]:
+    """The saved groups, their stream ids and layers in the order of our parameters' names.
+
+    A distributed checkpoint puts state back by name, and leaves these lists as they were saved.
+    Unless both sides name all parameters, they stay so.
+    """
+    found: dict[str, tuple[int, int | None]] = {}
+    for saved in saved_groups:
+        named = [saved.get(key) or () for key in ("param_names", "stream_ids", "layers")]
+        if len(set(map(len, named))) == 1:
+            names, *columns = named
+            found |= dict(zip(names, zip(*columns, strict=True), strict=True))
+    ordered = []
+    for mine, saved in zip(groups, saved_groups, strict=True):
+        names = mine.get("param_names") or ()
+        if names and found.keys() >= set(names):
+            stream_ids, layers = zip(*(found[name] for name in names), strict=True)
+            lists = {"stream_ids": list(stream_ids), "layers": list(layers)}
+            saved = {**saved, "param_names": names, **lists}
+        ordered.append(saved)
+    return ordered
+
+
 def warn_overridden(
-    groups: Sequence[Group], saved_groups: Sequence[Group], scheduled: Sequence[bool]
+    groups: Sequence[Group], saved_groups: Sequence[Group], schedules: Sequence[Schedule | None]
 ) -> None:
     """Warn where saved knobs are about to replace others, except a scheduled ``drop_prob``."""
     for index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         for knob in MASK_KNOBS:
-            follows_schedule = knob == "drop_prob" and scheduled[index]
+            follows_schedule = knob == "drop_prob" and schedules[index] is not None
             if knob in saved and _differ(saved[knob], mine[knob]) and not follows_schedule:
                 warnings.warn(
                     f"param group {index}: the loaded {knob}={saved[knob]!r} replaces "

@@ -70,13 +70,14 @@ def read_scalar(name: str, value: Any) -> Any:
     """A float for a tensor on the CPU; a tensor on a device is left for the device to read.
 
     Raises:
-        ValueError: a tensor of more or fewer than one element.
+        ValueError: a tensor of more or fewer than one element, or without data.
     """
     if not isinstance(value, Tensor):
         return value
-    if value.numel() != 1:
+    if value.numel() != 1 or value.is_meta:
+        kind = "meta tensor" if value.is_meta else "tensor"
         raise ValueError(
-            f"Invalid {name}: tensor of shape {tuple(value.shape)}: expected one element"
+            f"Invalid {name}: {kind} of shape {tuple(value.shape)}: expected one element with data"
         )
     return value.item() if value.device.type == "cpu" else value
 

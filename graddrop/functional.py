@@ -105,10 +105,19 @@ def graddrop_adamw_(
         "exp_avg_sqs": exp_avg_sqs,
         "state_steps": state_steps,
     }
+    scalars = {"lr": lr, "drop_prob": drop_prob, "grad_scale": grad_scale, "found_inf": found_inf}
+    tensors |= {name: [value] for name, value in scalars.items() if isinstance(value, Tensor)}
     for name, values in tensors.items():
+        if isinstance(values, Tensor):
+            raise TypeError(
+                f"expected {name} as a list of tensors, got one of {tuple(values.shape)}"
+            )
         for tensor in values:
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"expected {name} of tensors, got {type(tensor)}")
+                raise TypeError(
+                    f"expected {name} of tensors, got {type(tensor)}: leave parameters without a "
+                    "gradient out of all lists"
+                )
             # The operator would take it for a question about shapes, and do nothing.
             if tensor.is_meta:
                 raise RuntimeError(f"expected {name} with data, got a meta tensor: materialise it")
@@ -117,13 +126,13 @@ def graddrop_adamw_(
     stream_ids = stream_ids if stream_ids is not None else range(len(params))
     layers = layers if layers is not None else [None] * len(params)
     shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
-    numbers = {name: len(values) for name, values in tensors.items()}
+    numbers = {name: len(values) for name, values in tensors.items() if name not in scalars}
     numbers |= {"stream_ids": len(stream_ids), "layers": len(layers), "shards": len(shards)}
     for name, number in numbers.items():
         if number != len(params):
             raise ValueError(f"expected {len(params)} {name}, one per parameter, got {number}")
-    if len(betas) != 2:
-        raise ValueError(f"Invalid betas: {betas!r}: expected two numbers")
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
     for param, shard in zip(params, shards, strict=True):
         check_shard(param, shard)
     check_ids(stream_ids, layers)

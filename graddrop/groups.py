@@ -11,6 +11,7 @@ Group = dict[str, Any]
 
 PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
 COUNTERS = ("steps_finished", "masks_begun")
+_OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "state_dtype", "backend"}
 
 
 def knobs_of(group: Group) -> Knobs:
@@ -66,6 +67,11 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     """
     first_id = sum(len(other["params"]) for other in others)
     n_params = len(group["params"])
+    if misplaced := sorted(_OF_ALL_GROUPS & group.keys()):
+        raise ValueError(
+            f"expected {', '.join(misplaced)} as an argument of the optimizer, got it in a param "
+            "group: it holds for all of them"
+        )
     for counter in COUNTERS:
         group[counter] = others[0][counter] if others else 0
     if callable(group["drop_prob"]):
@@ -85,20 +91,33 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     check_knobs(knobs_of(group))
 
 
+def check_numbers(groups: Sequence[Group]) -> None:
+    """Check that each group names as many parameters as it has.
+
+    Raises:
+        ValueError: stream ids or layers of another number than the parameters.
+    """
+    for index, group in enumerate(groups):
+        n_params = len(group["params"])
+        for name in ("stream_ids", "layers"):
+            if len(group[name]) != n_params:
+                raise ValueError(
+                    f"expected {n_params} {name} in param group {index}, one per parameter, got "
+                    f"{len(group[name])}: where its list of params is edited, edit this one too, "
+                    "or use add_param_group"
+                )
+
+
 def check_names(groups: Sequence[Group]) -> None:
     """Check what the masks call the parameters of all groups.
 
     Raises:
         ValueError: stream ids or layers of the wrong number or range, or a stream id used twice.
     """
+    check_numbers(groups)
     used: set[int] = set()
     for group in groups:
         n_params = len(group["params"])
-        for name in ("stream_ids", "layers"):
-            if len(group[name]) != n_params:
-                raise ValueError(
-                    f"expected {n_params} {name}, one per parameter, got {len(group[name])}"
-                )
         check_ids(group["stream_ids"], group["layers"])
         n_used = len(used)
         used.update(group["stream_ids"])

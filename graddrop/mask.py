@@ -34,7 +34,7 @@ ROUNDING_STREAM = 3 << 30  # + id: random bits for stochastic rounding
 _LOW32 = 0xFFFFFFFF
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_W = (0x9E3779B9, 0xBB67AE85)
-_LAYER_NAME = re.compile(r"(?:^|\.)(?:layer|layers|h|blocks)\.(\d+)\.")
+_LAYER_NAME = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _BLOCK = 1 << 16  # elements per pass: the int64 temporaries stay in the cache
 
 
@@ -235,8 +235,9 @@ def keep_mask(
 def layer_of(name: str) -> int | None:
     """Layer number that a parameter's name gives, None where it gives none.
 
-    A layer is the first ``layer.N.``, ``layers.N.``, ``h.N.`` or ``blocks.N.`` of the name, as
-    transformers and timm spell them: ``"roberta.encoder.layer.3.output.dense.weight"`` is 3.
+    A layer is the first ``layer.N.``, ``layers.N.``, ``h.N.``, ``block.N.`` or ``blocks.N.`` of the
+    name, as transformers and timm spell them: ``"roberta.encoder.layer.3.output.dense.weight"`` is
+    3. So layers of one number in an encoder and a decoder are one.
     """
     found = _LAYER_NAME.search(name)
     return int(found.group(1)) if found else None

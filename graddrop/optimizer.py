@@ -11,17 +11,18 @@ from torch.optim.optimizer import ParamsT
 
 from .backends import BACKENDS, resolve
 from .checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
-from .checks import DTYPES, check_capture, check_draw, check_knobs, check_param
+from .checks import DTYPES, check_capture, check_draw, check_param
 from .clipping import clipping_of
 from .counters import Counters
-from .groups import Group, complete, draw_of, knobs_of
+from .groups import Group, complete, draw_of
 from .overlap import check_disjoint
 from .planner import Planner
 from .schedules import Schedule
 from .sharding import local_grads, local_tensor, shard_of
 from .tables import Knobs
+from .upcoming import GroupKnobs
 
-_PICKLED = ("_state_dtype", "_backend", "_schedules", "max_grad_norm", "masked_norm", "grad_norm")
+_PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "grad_norm")
 
 
 class FusedGradDropAdamW(Optimizer):
@@ -52,8 +53,9 @@ class FusedGradDropAdamW(Optimizer):
         eps: added to the root of the second moment, >= 0.
         weight_decay: decoupled decay per unit of lr, >= 0.
         drop_prob: probability in [0, 1] that an entry is dropped; or a schedule, a callable of the
-            number of finished steps (``graddrop.schedules``); or a tensor of one element, read on
-            the device. A group with ``drop_prob=0`` is exempt.
+            number of finished steps (``graddrop.schedules``), in force until a group's
+            ``drop_prob`` is set; or a tensor of one element, read on the device. A group with
+            ``drop_prob=0`` is exempt.
         granularity: what shares one decision: ``"element"``, ``"row"`` (dimension 0),
             ``"tensor"`` or ``"layer"`` (parameters in no layer are kept).
         period: how long a mask lives: ``"step"``, an int K >= 1 (K steps) or ``"epoch"`` (until
@@ -125,10 +127,9 @@ class FusedGradDropAdamW(Optimizer):
         clipping_of(max_grad_norm, masked_norm)  # checks them
         self._state_dtype = state_dtype
         self._backend = backend
-        self._schedules: list[Schedule | None] = []
         self._counters = Counters()
         self._planner = Planner(backend, self._initial_state)
-        self._checked_knobs: list[Knobs] = []
+        self._knobs = GroupKnobs()
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -181,7 +182,7 @@ class FusedGradDropAdamW(Optimizer):
         except BaseException:
             self.param_groups[:] = others
             raise
-        self._schedules.append(schedule)
+        self._knobs.add(group, schedule)
         self._planner.forget()
 
     # -- masks -------------------------------------------------------------------------------------
@@ -269,28 +270,11 @@ class FusedGradDropAdamW(Optimizer):
                     by_layer[layer] = by_layer.get(layer, True) and id(param) in dropped
         return sorted(layer for layer, whole in by_layer.items() if whole)
 
-    @property
-    def _has_schedules(self) -> bool:
-        return any(schedule is not None for schedule in self._schedules)
-
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
-        if len(self.param_groups) != len(self._schedules):
-            raise RuntimeError(
-                f"expected the {len(self._schedules)} param groups that were added, got "
-                f"{len(self.param_groups)}: use add_param_group, or make another optimizer"
-            )
-        if self._has_schedules:
+        if self._knobs.has_schedules:
             self._counters.sync(self.param_groups)
-        for group, schedule in zip(self.param_groups, self._schedules, strict=True):
-            if schedule is not None:
-                group["drop_prob"] = schedule(group["steps_finished"])
-        knobs = [knobs_of(group) for group in self.param_groups]
-        if knobs != self._checked_knobs:
-            for group_knobs in knobs:
-                check_knobs(group_knobs)
-            self._checked_knobs = knobs
-        return knobs
+        return self._knobs.read(self.param_groups)
 
     # -- the step ----------------------------------------------------------------------------------
 
@@ -315,7 +299,7 @@ class FusedGradDropAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        check_capture(self.param_groups, self._has_schedules)
+        check_capture(self.param_groups, self._knobs.has_schedules)
         clipping = clipping_of(self.max_grad_norm, self.masked_norm)
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
@@ -379,22 +363,24 @@ class FusedGradDropAdamW(Optimizer):
                     state[param] = self._initial_state(param, group)
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]))
-        scheduled = [schedule is not None for schedule in self._schedules]
-        warn_overridden(self.param_groups, state_dict["param_groups"], scheduled)
+        schedules = self._knobs.schedules(self.param_groups)
+        warn_overridden(self.param_groups, state_dict["param_groups"], schedules)
         keep_tensors(self.param_groups, groups)
-        self.__setstate__({"state": state, "param_groups": groups})
+        self.__setstate__({"state": state, "param_groups": groups, "_schedules": schedules})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         self._counters.sync(self.param_groups)
         own = {name: self.__dict__[name] for name in _PICKLED}
+        own["_schedules"] = self._knobs.schedules(self.param_groups)
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        schedules = state["_schedules"]
+        super().__setstate__({key: state[key] for key in state if key != "_schedules"})
         self._counters = Counters()
-        self._checked_knobs = []
+        self._knobs = GroupKnobs(self.param_groups, schedules)
         if not hasattr(self, "_planner"):  # unpickled
             self._planner = Planner(self._backend, self._initial_state)
         self._planner.forget()  # it holds on to the old state

@@ -25,7 +25,7 @@ FLOORS = (
     ("graddrop.functional",),  # the step as a function
     ("graddrop.groups",),  # knobs in param groups
     ("graddrop.counters", "graddrop.checkpoint"),  # what a checkpoint saves
-    ("graddrop.entries", "graddrop.premises"),  # the tensors of a step, checked
+    ("graddrop.upcoming", "graddrop.entries", "graddrop.premises"),  # a step's inputs, checked
     ("graddrop.planner",),  # plans, kept while they hold
     ("graddrop.optimizer", "graddrop.methods", "graddrop.testing"),
     ("graddrop",),  # the front door: what users import

@@ -230,17 +230,39 @@ GROUPS = [
     (None, TypeError, "param_group must be a dict"),
     ({"lr": 0.1}, KeyError, "params"),
     ({"params": [("name", Parameter(torch.zeros(3)))]}, ValueError, "with/without names"),
-    ({"stream_ids": [7]}, ValueError, "expected 2 stream_ids, one per parameter, got 1"),
+    (
+        {"stream_ids": [7]},
+        ValueError,
+        "expected 2 stream_ids in param group 1, one per parameter, got 1",
+    ),
     ({"stream_ids": [0, 9]}, ValueError, "expected stream_ids that no other parameter has"),
     ({"stream_ids": [9, 9]}, ValueError, "expected stream_ids that no other parameter has"),
     ({"stream_ids": [2, 1 << 30]}, ValueError, "Invalid stream id: 1073741824: expected an int"),
     ({"stream_ids": [2, -1]}, ValueError, "Invalid stream id: -1"),
     ({"stream_ids": [2, 0.5]}, ValueError, "Invalid stream id: 0.5"),
-    ({"layers": [1]}, ValueError, "expected 2 layers, one per parameter, got 1"),
+    ({"layers": [1]}, ValueError, "expected 2 layers in param group 1, one per parameter, got 1"),
     ({"layers": -1}, ValueError, "Invalid layer: -1: expected an integer >= 0, or None"),
     ({"layers": [1, "two"]}, ValueError, "Invalid layer: 'two'"),
+    ({"backend": "cpu"}, ValueError, "expected backend as an argument of the optimizer"),
+    ({"max_grad_norm": 1.0}, ValueError, "expected max_grad_norm as an argument of the optimizer"),
+    ({"lr": torch.tensor(0.1, device="meta")}, ValueError, "meta tensor of shape (): expected one"),
     ({"granularity": "layer"}, ValueError, 'granularity="layer" has to know the layers: pass'),
 ]
+
+
+@pytest.mark.parametrize("edit", [list.pop, lambda params: params.append(params[0])])
+def test_an_edited_list_of_parameters_is_said(edit):
+    """Masks need a name for each: the step says which lists do not fit, and changes nothing."""
+    optimizer = trained()
+    group = optimizer.param_groups[0]
+    untouched = Untouched(optimizer)
+    before = list(group["params"])
+    edit(group["params"])
+    for use in (optimizer.step, lambda: optimizer.keep_mask(before[0])):
+        with pytest.raises(ValueError, match="stream_ids in param group 0, one per parameter, got"):
+            use()
+    group["params"][:] = before
+    untouched.check()
 
 
 @pytest.mark.parametrize("group, error, message", GROUPS)

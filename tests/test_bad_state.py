@@ -82,11 +82,11 @@ STATES = {
     "a bad period": (lambda s: s["param_groups"][0].update(period="x"), "Invalid period: 'x'"),
     "fewer stream ids": (
         lambda s: s["param_groups"][0].update(stream_ids=[0]),
-        "expected 2 stream_ids, one per parameter, got 1",
+        "expected 2 stream_ids in param group 0, one per parameter, got 1",
     ),
     "more layers": (
         lambda s: s["param_groups"][0].update(layers=[0, 1, 2]),
-        "expected 2 layers, one per parameter, got 3",
+        "expected 2 layers in param group 0, one per parameter, got 3",
     ),
 }
 
@@ -219,7 +219,7 @@ FUNCTIONAL = [
     ),
     ({"grads": [None]}, TypeError, "expected grads of tensors, got <class 'NoneType'>"),
     ({"params": [1.0]}, TypeError, "expected params of tensors, got <class 'float'>"),
-    ({"betas": (0.9,)}, ValueError, "Invalid betas: (0.9,): expected two numbers"),
+    ({"betas": (0.9,)}, ValueError, "Invalid betas: (0.9,): expected a pair of numbers in [0, 1)"),
     (
         {name: [torch.zeros(5, 3, dtype=torch.int32)] for name in ("exp_avgs", "exp_avg_sqs")},
         RuntimeError,

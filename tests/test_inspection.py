@@ -1,5 +1,6 @@
 """Laws of looking ahead: what the optimizer says of the next step is what the step does."""
 
+import copy
 import math
 import time
 
@@ -77,10 +78,11 @@ def test_an_exempt_group_keeps_everything():
     optimizer = FusedGradDropAdamW(
         [
             {"params": params[:2], "drop_prob": 0.0},
-            {"params": params[2:], "granularity": "layer", "layers": None, "drop_prob": 1.0}
-            | {"layers": [None] * 3},
+            {"params": params[2:], "granularity": "layer", "layers": [None] * 3, "drop_prob": 1.0},
         ]
     )
+    with pytest.warns(UserWarning, match='granularity="layer" drops nothing here'):
+        optimizer.keep_mask(params[0])
     assert all(optimizer.keep_mask(param).all() for param in params)
     assert optimizer.dropped_params() == [] and optimizer.dropped_layers() == []
     optimizer.param_groups[0]["drop_prob"] = 1.0  # control
@@ -262,6 +264,30 @@ def test_groups_have_schedules_of_their_own():
     assert [group["drop_prob"] for group in optimizer.param_groups][1:] == [0.3, 0.2]
     train(optimizer, range(2, 3))
     assert [group["drop_prob"] for group in optimizer.param_groups] == [0.2, 0.3, 0.2]
+
+
+def test_a_schedule_ends_when_the_group_is_set():
+    """Until then it goes on, after a load too; the value that was set stays."""
+    optimizer = make_optimizer(drop_prob=schedules.Linear(0.0, 0.4, 4))
+    train(optimizer, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, range(2, 3))
+    assert optimizer.param_groups[0]["drop_prob"] == pytest.approx(0.2)
+    optimizer.param_groups[0]["drop_prob"] = 0.9
+    train(optimizer, range(3, 5))
+    optimizer = copy.deepcopy(optimizer)
+    train(optimizer, range(5, 6))
+    assert optimizer.param_groups[0]["drop_prob"] == 0.9
+
+
+def test_a_schedule_stays_with_its_group():
+    """Groups may change places."""
+    params = make_params(((4,),) * 2)
+    groups = [{"params": params[:1]}, {"params": params[1:], "drop_prob": schedules.Constant(0.7)}]
+    optimizer = FusedGradDropAdamW(groups, drop_prob=0.0)
+    optimizer.param_groups.reverse()
+    train(optimizer, 2)
+    assert [group["drop_prob"] for group in optimizer.param_groups] == [0.7, 0.0]
 
 
 def test_a_probability_in_a_tensor_is_that_probability(backend, device):

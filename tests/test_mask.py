@@ -211,6 +211,7 @@ def test_an_unknown_granularity_is_named():
         ("model.layers.31.mlp.up_proj.weight", 31),
         ("transformer.h.0.attn.c_attn.bias", 0),
         ("blocks.12.norm1.weight", 12),
+        ("encoder.block.5.layer.1.DenseReluDense.wo.weight", 5),
         ("roberta.embeddings.word_embeddings.weight", None),
         ("classifier.dense.weight", None),
         ("player.3.weight", None),
@@ -218,5 +219,5 @@ def test_an_unknown_granularity_is_named():
     ],
 )
 def test_a_layer_is_what_the_name_says(name, layer):
-    """layer.N., layers.N., h.N. and blocks.N. name layer N."""
+    """The first of layer.N., layers.N., h.N., block.N. and blocks.N. names layer N."""
     assert layer_of(name) == layer

@@ -301,3 +301,22 @@ def test_others_may_keep_state_beside_ours():
     train(ours, 2)
     assert ours.state[param]["ema"] is average
     assert ours.state[param]["step"] == 2
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_follow_the_names(named):
+    """A distributed checkpoint puts state back by name; with names here, masks go with it."""
+    from torch.distributed.checkpoint import state_dict as distributed
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    listed = list(model.named_parameters() if named else model.parameters())
+    saved, loaded = (FusedGradDropAdamW(order, seed=1) for order in (listed, listed[::-1]))
+    model(torch.ones(2, 8)).sum().backward()
+    saved.step()
+    state = copy.deepcopy(distributed.get_optimizer_state_dict(model, saved))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributed.set_optimizer_state_dict(model, loaded, state)
+    weight = model[0].weight
+    assert torch.equal(loaded.state[weight]["exp_avg"], saved.state[weight]["exp_avg"])
+    assert torch.equal(loaded.keep_mask(weight), saved.keep_mask(weight)) == named
