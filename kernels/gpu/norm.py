@@ -18,7 +18,7 @@ _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
 _N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
-SUM_BLOCK = tl.constexpr(256)  # partial sums that `sum_chunks` adds at a time
+SUM_BLOCK = tl.constexpr(1024)  # partial sums that `sum_chunks` adds at a time
 
 
 @triton.jit
@@ -38,15 +38,15 @@ def _occurs(source, modes, masked):
 
 
 @triton.jit
-def _squares(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
-    """Squares of one block of gradients, fp32; 0 where out of bounds or dropped."""
+def _kept(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
+    """One block of gradients, fp32; 0 where out of bounds or dropped."""
     if in_bounds is None:
         grad = tl.load(grad_ptrs).to(tl.float32)
     else:
         grad = tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
     if SOURCE != _SOURCE_NONE:
         grad = tl.where(keep, grad, 0.0)
-    return grad * grad
+    return grad
 
 
 @triton.jit
@@ -82,7 +82,8 @@ def _dense_chunk(
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
-            sums += _squares(grad + start + offset, in_bounds, keep, SOURCE)
+            kept = _kept(grad + start + offset, in_bounds, keep, SOURCE)
+            sums = tl.fma(kept, kept, sums)
     tl.store(partial, tl.sum(sums))
 
 
@@ -154,8 +155,8 @@ def strided_squares(
             if _occurs(source, MODES, MASKED):
                 if used == source:
                     keep = keep_elements(element, key, source)
-                    squares = _squares(grad, in_bounds, keep, source)
-                    tl.store(partials + tl.program_id(0), tl.sum(squares))
+                    kept = _kept(grad, in_bounds, keep, source)
+                    tl.store(partials + tl.program_id(0), tl.sum(kept * kept))
 
 
 @triton.jit

@@ -46,7 +46,11 @@ def _adamw(
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
-    """One block's new param, exp_avg, exp_avg_sq: graddrop.reference.adamw_step_, line by line."""
+    """One block's new param, exp_avg, exp_avg_sq: graddrop.reference.adamw_step_, line by line.
+
+    Where products and sums fuse is said here: a compiler's choice would differ between the copies
+    of the loop, and an entry's result would depend on where its tensor is cut.
+    """
     grad_factor, lerp1, beta2, lerp2, eps, decay_factor, step_size, inv_bias_correction2_sqrt = (
         scalars
     )
@@ -58,11 +62,11 @@ def _adamw(
     # decoupled weight decay
     decayed = param * decay_factor
     # moments
-    new_exp_avg = exp_avg + lerp1 * (grad - exp_avg)
-    new_exp_avg_sq = beta2 * exp_avg_sq + lerp2 * grad * grad
+    new_exp_avg = tl.fma(grad - exp_avg, lerp1, exp_avg)
+    new_exp_avg_sq = tl.fma(exp_avg_sq, beta2, lerp2 * grad * grad)
     # update
-    denom = tl.sqrt(new_exp_avg_sq) * inv_bias_correction2_sqrt + eps
-    new_param = decayed - step_size * (new_exp_avg / denom)
+    denom = tl.fma(tl.sqrt(new_exp_avg_sq), inv_bias_correction2_sqrt, eps)
+    new_param = tl.fma(new_exp_avg / denom, -step_size, decayed)
     # select
     if MASKED and SITE == _SITE_UPDATE:
         new_param = tl.where(keep, new_param, param)
