@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bench.origin import commit
+from bench.peers import PEERS
 from bench.record import NOT_MEASURED
+from bench.workloads import WORKLOADS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,16 +27,27 @@ def _stop_once(signal_number: int, frame: FrameType | None) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin an empty list of what could not be measured; say what ends a run, and what does not."""
-    config.stash[NOT_MEASURED] = []
+    """Say what ends a run, and what does not."""
+    config.stash[NOT_MEASURED] = {}
     signal.signal(signal.SIGINT, _stop_once)
     # Not of ours to forbid: what the peers' packages warn about.
     config.addinivalue_line("filterwarnings", "default")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin with nothing measured of what was chosen."""
+    for item in session.items:
+        keys = item.callspec.params
+        session.config.stash[NOT_MEASURED][item.nodeid] = {
+            "workload": WORKLOADS[keys["workload_key"]].name,
+            "peer": PEERS[keys["peer_key"]].name,
+            "reason": "not begun",
+        }
+
+
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Write that list into the record."""
-    output_json["not_measured"] = config.stash[NOT_MEASURED]
+    """Write into the record what was not measured."""
+    output_json["not_measured"] = [*config.stash[NOT_MEASURED].values()]
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:

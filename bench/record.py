@@ -4,5 +4,5 @@ from typing import Any
 
 import pytest
 
-# Rows that could not be measured: workload, peer, reason.
-NOT_MEASURED = pytest.StashKey[list[dict[str, Any]]]()
+# Rows that are not measured, by the test that is to do it: workload, peer, reason.
+NOT_MEASURED = pytest.StashKey[dict[str, dict[str, Any]]]()

@@ -25,7 +25,7 @@ COLUMNS = (
     "temporary",
     "host µs",
 )
-GPU_COLUMNS = (*COLUMNS, "launches")
+GPU_COLUMNS = (*COLUMNS, "launches", "device ms")
 SUMMARY_PEERS = ("fused", "graddrop", "graddrop-exempt", "eager-rand", "eager-dropout")
 SUMMARY = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
@@ -45,6 +45,10 @@ def render(record: Record) -> str:
             for row in record["not_measured"]
             if row["workload"] == workload
         ]
+    measured = _by_workload(record)
+    for workload in dict.fromkeys(row["workload"] for row in record["not_measured"]):
+        if workload not in measured:
+            lines += ["", f"**{workload}**: not measured"]
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +133,8 @@ def _origin(record: Record) -> str:
         f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
         "GB/s counts the bytes of `bench/bytes_model.py`. State: memory that the first step took "
         "and kept;\ntemporary: the most that a later one takes on top, where it was counted. Host: "
-        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries."
+        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries. Device: "
+        "a GPU's kernels, without what lies between them."
     )
 
 
@@ -157,7 +162,7 @@ def _row(row: Record) -> str:
     host = info["host_seconds"]
     cells.append("" if host is None else f"{1e6 * host:,.0f}")
     if "launches" in info:
-        cells.append(str(info["launches"]))
+        cells += [str(info["launches"]), _milliseconds(info["device_seconds"])]
     return _line(*cells)
 
 

@@ -199,6 +199,7 @@ def test_an_interrupted_run_keeps_the_rows_that_are_whole(tmp_path, interrupted_
     table = render.render(record)
     assert "| torch AdamW fused, no mask |" in table
     assert "| torch AdamW foreach, no mask | not measured: begun, not finished |" in table
+    assert "| `clip_grad_norm_`, torch AdamW fused | not measured: not begun |" in table
     assert "commit 0123456789 with changes" in table
 
 
@@ -242,7 +243,10 @@ def make_record():
             {"extra_info": fused, "stats": {**stats, "median": 0.00123}},
             {"extra_info": info, "stats": stats},
         ],
-        "not_measured": [{"workload": "one tensor", "peer": "absent", "reason": "has no wheel"}],
+        "not_measured": [
+            {"workload": "one tensor", "peer": "absent", "reason": "has no wheel"},
+            {"workload": "two tensors", "peer": "fused", "reason": "not begun"},
+        ],
         "machine_info": {
             "cpu": {"brand_raw": "A processor"},
             "system": "Linux",
@@ -262,6 +266,7 @@ def test_a_record_becomes_a_table():
         in table
     )
     assert "| absent | not measured: has no wheel |" in table
+    assert "**two tensors**: not measured" in table
     assert "A processor, 2 threads" in table
     assert "other 1.2, commit 0123456789 with changes" in table
 

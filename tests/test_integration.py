@@ -118,6 +118,15 @@ def test_hooks_run_around_the_step():
     assert_same(snapshot(optimizer), snapshot(plain))
 
 
+@pytest.fixture
+def cpu_kernel():
+    """The compiled kernel, which a copy of the sources alone does not have."""
+    from graddrop.kernels.cpu import binding
+
+    if not binding.LIBRARY.exists():
+        pytest.skip(f"{binding.LIBRARY} is not built")
+
+
 @pytest.mark.parametrize(
     "dtype, expected",
     [
@@ -127,12 +136,8 @@ def test_hooks_run_around_the_step():
         (torch.float64, "reference"),
     ],
 )
-def test_auto_chooses_and_says_nothing(dtype, expected):
+def test_auto_chooses_and_says_nothing(dtype, expected, cpu_kernel):
     """On the CPU: the compiled kernel where it has code, else the reference, without a word."""
-    from graddrop.kernels.cpu import binding
-
-    if not binding.LIBRARY.exists():
-        pytest.skip(f"{binding.LIBRARY} is not built")
     automatic = make_optimizer("auto", dtype=dtype)
     named = make_optimizer(expected, dtype=dtype)
     with warnings.catch_warnings():
@@ -145,7 +150,7 @@ def test_auto_chooses_and_says_nothing(dtype, expected):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_auto_chooses_triton_on_a_gpu():
+def test_auto_chooses_triton_on_a_gpu(cpu_kernel):
     """GPU tensors go to Triton, CPU tensors in the same optimizer to the CPU kernel."""
     params = [*make_params(((70,),), device="cuda"), *make_params(((70,),))]
     optimizer = FusedGradDropAdamW(params)
@@ -156,7 +161,7 @@ def test_auto_chooses_triton_on_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("first", ["cuda", "cpu"])
-def test_one_norm_bounds_gradients_on_all_devices(first):
+def test_one_norm_bounds_gradients_on_all_devices(first, cpu_kernel):
     """The device's sum meets the host's, whichever comes first, before either is used."""
     devices = (first, "cpu" if first == "cuda" else "cuda")
     params = [make_params(((70_001,),), device=device)[0] for device in devices]
