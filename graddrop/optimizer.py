@@ -67,7 +67,7 @@ class FusedGradDropAdamW(Optimizer):
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
         stochastic_rounding: round bfloat16 parameters at random, on average to the exact value, so
             that steps smaller than their precision add up; other dtypes as always.
-        seed: of the masks and the rounding, in [0, 2**64).
+        seed: of the masks and the rounding, in [0, 2**64); not torch's, which is not read.
         maximize: ascend instead of descend.
         capturable: allow the step to be captured in a CUDA graph.
         max_grad_norm: bound > 0 of the norm of all gradients together, applied within the step:

@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+from graddrop import FusedGradDropAdamW
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
@@ -18,6 +23,34 @@ def test_the_first_example_runs_as_it_stands():
     exec(compile(code, str(README), "exec"), {"losses": losses, "__name__": "readme"})
     assert len(losses) == 20
     assert losses[-1] < losses[0]
+
+
+def test_the_trainer_takes_both_ways(tmp_path):
+    """Both examples make the Trainer's optimizer: one by its class, one with groups of our own."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    examples = [block for block in blocks if "Trainer(" in block]
+    assert len(examples) == 2
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=50, num_hidden_layers=2, **sizes)
+    names = {
+        "Trainer": transformers.Trainer,
+        "FusedGradDropAdamW": FusedGradDropAdamW,
+        "args": transformers.TrainingArguments(
+            str(tmp_path), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+        ),
+        "data": [{"input_ids": [1, 2, 3], "labels": 0}] * 4,
+    }
+    for example in examples:
+        torch.manual_seed(0)
+        names["model"] = transformers.BertForSequenceClassification(config)
+        exec(compile(example, str(README), "exec"), names)
+        names["trainer"].train()
+    body, head = names["optimizer"].param_groups
+    assert set(body["layers"]) == {0, 1} and body["drop_prob"] == 0.5
+    assert set(head["layers"]) == {None} and head["drop_prob"] == 0.0
+    assert names["optimizer"].draws == [2, 2]
 
 
 def test_what_it_links_to_exists():
