@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from reprlib import repr as beginning  # of long lists
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import check_knobs
-from .groups import COUNTERS, Group, check_names, knobs_of
+from .groups import COUNTERS, Group, check_names, knobs_of, place_in
 from .schedules import Schedule
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
@@ -48,7 +49,7 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
             f"{len(groups)}, got {len(saved_groups)}"
         )
     loaded = {}
-    for mine, saved in zip(groups, saved_groups, strict=True):
+    for group_index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
         if len(mine["params"]) != len(saved["params"]):
             raise ValueError(
                 "loaded state dict contains a parameter group that doesn't match the size of "
@@ -57,9 +58,13 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
             )
         if saved.get("amsgrad"):
             raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
-        for param, param_id in zip(mine["params"], saved["params"], strict=True):
+        for index, (param, param_id) in enumerate(zip(mine["params"], saved["params"], strict=True)):
             if state := state_dict["state"].get(param_id):
-                _check_state(param, state)
+                try:
+                    _check_state(param, state)
+                except ValueError as error:
+                    error.add_note(place_in(mine, index, group_index))
+                    raise
                 loaded[param] = state
     return loaded
 
@@ -121,8 +126,8 @@ def warn_overridden(
             follows_schedule = knob == "drop_prob" and schedules[index] is not None
             if knob in saved and _differ(saved[knob], mine[knob]) and not follows_schedule:
                 warnings.warn(
-                    f"param group {index}: the loaded {knob}={saved[knob]!r} replaces "
-                    f"{knob}={mine[knob]!r} of this optimizer; set it after loading, in "
+                    f"param group {index}: the loaded {knob}={beginning(saved[knob])} replaces "
+                    f"{knob}={beginning(mine[knob])} of this optimizer; set it after loading, in "
                     "optimizer.param_groups, to change it",
                     stacklevel=3,
                 )

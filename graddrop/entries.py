@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checkpoint import STATE_KEYS
 from .checks import check_grad, check_moments, check_param
-from .groups import Group
+from .groups import Group, place_in
 from .sharding import local_tensor, shard_of
 from .tables import Entry
 
@@ -40,36 +40,45 @@ def entries_of(
     entries: list[Entry | None] = []
     states = {}
     for group_index, group in enumerate(groups):
-        for param, stream_id, layer in zip(
-            group["params"], group["stream_ids"], group["layers"], strict=True
-        ):
+        for index, param in enumerate(group["params"]):
             grad = grads[len(entries)]
             own = state.get(param, {})
             if grad is None and own.keys().isdisjoint(STATE_KEYS):
                 entries.append(None)
                 continue
-            local = local_tensor(param)
-            check_param(local)
-            # Who stands still in this step is likely to move again: most gradients are laid out as
-            # their parameters.
-            grad = local if grad is None else grad
-            check_grad(local, grad)
-            if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
-                own = {**own, **initial_state(param, group)}
+            try:
+                if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
+                    check_param(local_tensor(param))
+                    own = {**own, **initial_state(param, group)}
+                entries.append(_entry_of(param, grad, own, group, index, group_index))
+            except (RuntimeError, TypeError, ValueError) as error:
+                error.add_note(place_in(group, index, group_index))
+                raise
             states[param] = own
-            if missing := set(STATE_KEYS) - own.keys():
-                raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
-            entry = Entry(
-                param=local,
-                grad=grad,
-                exp_avg=local_tensor(own["exp_avg"]),
-                exp_avg_sq=local_tensor(own["exp_avg_sq"]),
-                step=own["step"],
-                stream_id=stream_id,
-                layer=layer,
-                shard=shard_of(param),
-                group=group_index,
-            )
-            check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
-            entries.append(entry)
     return entries, states
+
+
+def _entry_of(
+    param: Tensor, grad: Tensor | None, own: State, group: Group, index: int, group_index: int
+) -> Entry:
+    local = local_tensor(param)
+    check_param(local)
+    # Who stands still in this step is likely to move again: most gradients are laid out as their
+    # parameters.
+    grad = local if grad is None else grad
+    check_grad(local, grad)
+    if missing := set(STATE_KEYS) - own.keys():
+        raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
+    entry = Entry(
+        param=local,
+        grad=grad,
+        exp_avg=local_tensor(own["exp_avg"]),
+        exp_avg_sq=local_tensor(own["exp_avg_sq"]),
+        step=own["step"],
+        stream_id=group["stream_ids"][index],
+        layer=group["layers"][index],
+        shard=shard_of(param),
+        group=group_index,
+    )
+    check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
+    return entry

@@ -54,6 +54,13 @@ def draw_of(group: Group) -> int:
     return knobs_of(group).draw(group["steps_finished"], group["masks_begun"])
 
 
+def place_in(group: Group, index: int, group_index: int) -> str:
+    """Which parameter an error is about, for a note at its end."""
+    names = group.get("param_names")
+    name = f', "{names[index]}"' if names else ""
+    return f"This is parameter {index} of param group {group_index}{name}."
+
+
 def complete(group: Group, others: Sequence[Group]) -> None:
     """Fill in, and check, what is ours in a new group.
 

@@ -147,6 +147,31 @@ def test_a_mangled_state_is_refused(case):
     assert optimizer.draws == [2]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_note_names_the_parameter(named):
+    """Of a gradient that does not fit, of state in memory, of state that is loaded."""
+    params = make_params(((3,), (4,), (2, 2)))
+    added = list(zip("abc", params, strict=True)) if named else params
+    optimizer = FusedGradDropAdamW([{"params": added[:1]}, {"params": added[1:]}])
+    train(optimizer, 1)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][2]["exp_avg"] = torch.zeros(5)
+    notes = []
+    with pytest.raises(ValueError, match="got \\(5,\\)") as refused:
+        optimizer.load_state_dict(state_dict)
+    notes += refused.value.__notes__
+    del optimizer.state[params[2]]["exp_avg"]
+    with pytest.raises(RuntimeError, match="missing: \\['exp_avg'\\]") as refused:
+        optimizer.step()
+    notes += refused.value.__notes__
+    params[2].grad = params[2].grad.to_sparse()
+    with pytest.raises(RuntimeError, match="sparse gradients") as refused:
+        optimizer.step()
+    notes += refused.value.__notes__
+    name = ', "c"' if named else ""
+    assert notes == [f"This is parameter 1 of param group 1{name}."] * 3
+
+
 def test_groups_that_were_taken_away_are_missed():
     """param_groups is no list to edit; the message says what to do instead."""
     first, second = make_params(((3,), (4,)))
