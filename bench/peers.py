@@ -204,7 +204,7 @@ def _by_hand(
 ) -> Peer:
     """GradDrop before torch's fused AdamW."""
     name = f"eager GradDrop: {draw}, fused"
-    return Peer(name, make, bytes_per_element, rounds=3, masks=True, writes_grads=True)
+    return Peer(name, make, bytes_per_element, rounds=7, masks=True, writes_grads=True)
 
 
 PEERS = {

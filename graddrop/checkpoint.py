@@ -58,7 +58,9 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
             )
         if saved.get("amsgrad"):
             raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
-        for index, (param, param_id) in enumerate(zip(mine["params"], saved["params"], strict=True)):
+        for index, (param, param_id) in enumerate(
+            zip(mine["params"], saved["params"], strict=True)
+        ):
             if state := state_dict["state"].get(param_id):
                 try:
                     _check_state(param, state)
