@@ -120,15 +120,15 @@ def _in_order_of_names(groups: Sequence[Group], saved_groups: Sequence[Group]) -
 
 
 def warn_overridden(
-    groups: Sequence[Group], saved_groups: Sequence[Group], schedules: Sequence[Schedule | None]
+    groups: Sequence[Group], loaded: Sequence[Group], schedules: Sequence[Schedule | None]
 ) -> None:
-    """Warn where saved knobs are about to replace others, except a scheduled ``drop_prob``."""
-    for index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+    """Warn where loaded knobs are about to replace others, except a scheduled ``drop_prob``."""
+    for index, (mine, new) in enumerate(zip(groups, loaded, strict=True)):
         for knob in MASK_KNOBS:
             follows_schedule = knob == "drop_prob" and schedules[index] is not None
-            if knob in saved and _differ(saved[knob], mine[knob]) and not follows_schedule:
+            if _differ(new[knob], mine[knob]) and not follows_schedule:
                 warnings.warn(
-                    f"param group {index}: the loaded {knob}={beginning(saved[knob])} replaces "
+                    f"param group {index}: the loaded {knob}={beginning(new[knob])} replaces "
                     f"{knob}={beginning(mine[knob])} of this optimizer; set it after loading, in "
                     "optimizer.param_groups, to change it",
                     stacklevel=3,

@@ -364,7 +364,7 @@ class FusedGradDropAdamW(Optimizer):
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]))
         schedules = self._knobs.schedules(self.param_groups)
-        warn_overridden(self.param_groups, state_dict["param_groups"], schedules)
+        warn_overridden(self.param_groups, groups, schedules)
         keep_tensors(self.param_groups, groups)
         self.__setstate__({"state": state, "param_groups": groups, "_schedules": schedules})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
