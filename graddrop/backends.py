@@ -237,8 +237,8 @@ class CpuExecutor:
             origins[rows] = tensor_table[:, abi.GRAD]
         self._grad_column = GradColumn(entries, origins)
         self._n_entries = len(entries)
-        self._rows: list[list[float]] = []
-        self._group_table = self._counters = torch.empty(0, device="cpu")
+        self._knobs: Sequence[Knobs] = ()
+        self._group_table = self._counters = self._finished = torch.empty(0, device="cpu")
         self._loss_scale = 1.0
         self._skipped = False
 
@@ -256,13 +256,14 @@ class CpuExecutor:
         found_inf: Tensor | None,
     ) -> None:
         """See :class:`Executor`."""
-        rows = [group.row() for group in knobs]
-        for row, group in zip(rows, knobs, strict=True):
-            row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
-        if rows != self._rows:
+        if knobs is not self._knobs or any(map(Knobs.has_tensors, knobs)):
+            rows = [group.row() for group in knobs]
+            for row, group in zip(rows, knobs, strict=True):
+                row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
             self._group_table = torch.tensor(rows, dtype=torch.float64, device="cpu")
-            self._rows = rows
-        self._counters = counters
+            self._knobs = knobs
+        if counters is not self._counters:
+            self._counters, self._finished = counters, counters[abi.STEPS_FINISHED]
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         self._skipped = found_inf is not None and found_inf.item() != 0
 
@@ -297,7 +298,7 @@ class CpuExecutor:
                 stochastic_rounding=rounds,
                 grad_factor=factor / self._loss_scale,
             )
-        self._counters[abi.STEPS_FINISHED].add_(1)
+        self._finished.add_(1)
 
 
 class TritonExecutor:
@@ -317,7 +318,7 @@ class TritonExecutor:
             len(knobs),
             device,
         )
-        self._rows: list[list[float]] = []
+        self._knobs: Sequence[Knobs] = ()
         self._grad_scale: Tensor | None = None
 
     @property
@@ -338,10 +339,9 @@ class TritonExecutor:
         found_inf: Tensor | None,
     ) -> None:
         """See :class:`Executor`."""
-        rows = [group.row() for group in knobs]
-        if rows != self._rows:
-            self._launcher.set_groups(rows)
-            self._rows = rows
+        if knobs is not self._knobs:
+            self._launcher.set_groups([group.row() for group in knobs])
+            self._knobs = knobs
         for index, group in enumerate(knobs):
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):

@@ -57,6 +57,10 @@ class Knobs:
         """True for an exempt group: plain AdamW, with no randomness drawn."""
         return not isinstance(self.drop_prob, Tensor) and self.drop_prob == 0.0
 
+    def has_tensors(self) -> bool:
+        """Whether a device holds a number that may change in place."""
+        return isinstance(self.lr, Tensor) or isinstance(self.drop_prob, Tensor)
+
     def draw(self, steps_finished: int, masks_begun: int) -> int:
         """Index of the mask of the next step (mask contract: 32 bits)."""
         return (steps_finished // self.period if self.period else masks_begun) & 0xFFFFFFFF

@@ -3,7 +3,9 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +13,36 @@ from .checks import check_knobs
 from .groups import Group, check_numbers, knobs_of
 from .schedules import Schedule
 from .tables import Knobs
+
+
+# What knobs_of reads.
+_VALUES = itemgetter(
+    "lr",
+    "drop_prob",
+    "betas",
+    "eps",
+    "weight_decay",
+    "granularity",
+    "period",
+    "site",
+    "rescale",
+    "mask_decay",
+    "stochastic_rounding",
+    "seed",
+    "maximize",
+)
+
+
+def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
+    return len(values) == len(others) and all(map(is_, chain(*values), chain(*others)))
+
+
+def _may_change(values: tuple[Any, ...]) -> bool:
+    """Whether a value may become another one and stay the same object."""
+    lr, drop_prob, betas = values[:3]
+    return not isinstance(betas, tuple) or any(
+        isinstance(value, Tensor) and value.device.type == "cpu" for value in (lr, drop_prob)
+    )
 
 
 @dataclass
@@ -40,7 +72,9 @@ class GroupKnobs:
         self, groups: Sequence[Group] = (), schedules: Sequence[Schedule | None] = ()
     ) -> None:
         self._followed: list[_Followed] = []
-        self._checked: list[Knobs] = []
+        self._knobs: list[Knobs] = []  # checked, and what they were made of
+        self._values: list[tuple[Any, ...]] = []
+        self._may_change = False
         for group, schedule in zip(groups, schedules, strict=True):
             self.add(group, schedule)
 
@@ -58,7 +92,9 @@ class GroupKnobs:
         return any(followed.schedule is not None for followed in self._followed)
 
     def read(self, groups: Sequence[Group]) -> list[Knobs]:
-        """The knobs of the step to come; scheduled values are written into the groups.
+        """The knobs of the step to come, the same list while they are the same.
+
+        Scheduled values are written into the groups.
 
         Raises:
             RuntimeError: other groups than those that were added.
@@ -73,15 +109,20 @@ class GroupKnobs:
                 followed.schedule = None
                 continue
             group["drop_prob"] = followed.given = schedule(group["steps_finished"])
-        knobs = [knobs_of(group) for group in groups]
         check_numbers(groups)
-        if knobs != self._checked:
+        values = [_VALUES(group) for group in groups]
+        same = _are_same(values, self._values)
+        if same and not self._may_change:
+            return self._knobs
+        knobs = [knobs_of(group) for group in groups]
+        if not same or knobs != self._knobs:
             for group_knobs in knobs:
                 check_knobs(group_knobs)
-            if not self._checked:
+            if not self._knobs:
                 _warn_without_layers(groups, knobs)
-            self._checked = knobs
-        return knobs
+            self._knobs, self._values = knobs, values
+            self._may_change = any(map(_may_change, values))
+        return self._knobs
 
     def _of(self, groups: Sequence[Group]) -> list[_Followed]:
         followed = self._followed
