@@ -14,7 +14,6 @@ from .groups import Group, check_numbers, knobs_of
 from .schedules import Schedule
 from .tables import Knobs
 
-
 # What knobs_of reads.
 _VALUES = itemgetter(
     "lr",

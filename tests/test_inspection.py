@@ -9,6 +9,7 @@ import torch
 from small_runs import (
     NAMES,
     assert_same,
+    differs,
     make_optimizer,
     make_params,
     params_of,
@@ -278,6 +279,26 @@ def test_a_schedule_ends_when_the_group_is_set():
     optimizer = copy.deepcopy(optimizer)
     train(optimizer, range(5, 6))
     assert optimizer.param_groups[0]["drop_prob"] == 0.9
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+def test_what_changes_in_place_is_read_again(kind):
+    """A list of betas, a learning rate in a tensor: the same object, another value."""
+    runs = []
+    for in_place in (True, False):
+        optimizer = make_optimizer(lr=torch.tensor(0.01), betas=[0.9, 0.99])
+        (group,) = optimizer.param_groups
+        train(optimizer, 2)
+        if kind == "list":
+            group["betas"] = group["betas"] if in_place else list(group["betas"])
+            group["betas"][0] = 0.5
+        else:
+            group["lr"] = group["lr"].mul_(3) if in_place else 0.03
+        train(optimizer, range(2, 4))
+        runs.append(snapshot(optimizer))
+    assert_same(*runs)
+    train(optimizer := make_optimizer(lr=0.01, betas=[0.9, 0.99]), 4)  # control
+    assert differs(runs[0], snapshot(optimizer))
 
 
 def test_a_schedule_stays_with_its_group():
