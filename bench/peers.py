@@ -69,6 +69,9 @@ def _torch(**knobs: Any) -> Callable[[Sequence[Parameter]], Step]:
     return lambda params: torch.optim.AdamW(params, lr=LR, **knobs).step
 
 
+_FUSED = _torch(fused=True)
+
+
 def _in_a_graph(
     make: Callable[[Sequence[Parameter]], Step],
 ) -> Callable[[Sequence[Parameter]], Step]:
@@ -97,31 +100,49 @@ def _torch_compiled(params: Sequence[Parameter]) -> Step:
     return torch.compile(torch.optim.AdamW(params, lr=LR, foreach=True).step)
 
 
-def _eager(params: Sequence[Parameter], draw: Callable[[torch.Tensor], torch.Tensor]) -> Step:
-    """GradDrop as it is written by hand: mask the gradients, then torch's fused AdamW."""
+def _eager(
+    params: Sequence[Parameter],
+    draw: Callable[[torch.Tensor], torch.Tensor],
+    make: Callable[[Sequence[Parameter]], Step] = _FUSED,
+) -> Step:
+    """GradDrop as it is written by hand: mask the gradients, then torch's AdamW."""
 
     def mask(grads: list[torch.Tensor]) -> None:
         for grad in grads:
             grad.mul_(draw(grad))
 
-    return _masked_first(params, mask)
+    return _masked_first(params, mask, make)
 
 
 def _masked_first(
-    params: Sequence[Parameter], mask: Callable[[list[torch.Tensor]], object]
+    params: Sequence[Parameter],
+    mask: Callable[[list[torch.Tensor]], object],
+    make: Callable[[Sequence[Parameter]], Step] = _FUSED,
 ) -> Step:
-    fused = torch.optim.AdamW(params, lr=LR, fused=True)
+    adamw = make(params)
     grads = [param.grad for param in params if param.grad is not None]
 
     def step() -> None:
         mask(grads)
-        fused.step()
+        adamw()
 
     return step
 
 
+def _uniform(grad: torch.Tensor) -> torch.Tensor:
+    return torch.rand_like(grad) >= DROP_PROB
+
+
 def _eager_rand(params: Sequence[Parameter]) -> Step:
-    return _eager(params, lambda grad: torch.rand_like(grad) >= DROP_PROB)
+    return _eager(params, _uniform)
+
+
+def _eager_rand_foreach(params: Sequence[Parameter]) -> Step:
+    return _eager(params, _uniform, _torch(foreach=True))
+
+
+def _eager_rand_compiled(params: Sequence[Parameter]) -> Step:
+    return _eager(params, _uniform, _torch_compiled)
 
 
 def _eager_bernoulli(params: Sequence[Parameter]) -> Step:
@@ -200,22 +221,38 @@ def _graddrop(name: str, bytes_per_element: int, dtype: torch.dtype = F32, **kno
 
 
 def _by_hand(
-    draw: str, make: Callable[[Sequence[Parameter]], Step], bytes_per_element: int | None = None
+    how: str,
+    make: Callable[[Sequence[Parameter]], Step],
+    bytes_per_element: int | None = None,
+    max_tensors: int | None = None,
 ) -> Peer:
-    """GradDrop before torch's fused AdamW."""
-    name = f"eager GradDrop: {draw}, fused"
-    return Peer(name, make, bytes_per_element, rounds=7, masks=True, writes_grads=True)
+    """GradDrop before torch's AdamW."""
+    return Peer(
+        f"eager GradDrop: {how}",
+        make,
+        bytes_per_element,
+        rounds=7,
+        masks=True,
+        writes_grads=True,
+        max_tensors=max_tensors,
+    )
 
 
 PEERS = {
     # What everything is compared with, itself too: torch's fastest AdamW, which masks nothing.
-    "fused": Peer("torch AdamW fused, no mask", _torch(fused=True), _MODEL.FP32),
+    "fused": Peer("torch AdamW fused, no mask", _FUSED, _MODEL.FP32),
     "graddrop": _graddrop("GradDrop, one pass", _MODEL.FP32),
     "graddrop-exempt": _graddrop("GradDrop, `drop_prob=0`", _MODEL.FP32, drop_prob=0.0),
-    "eager-rand": _by_hand("`rand_like`, `mul_`", _eager_rand, _MODEL.EAGER_RAND),
-    "eager-bernoulli": _by_hand("`bernoulli_`, `mul_`", _eager_bernoulli, _MODEL.EAGER_BERNOULLI),
-    "eager-dropout": _by_hand("`dropout`", _eager_dropout, _MODEL.EAGER_DROPOUT),
-    "compiled-mask": _by_hand("compiled mask", _compiled_mask),
+    "eager-rand": _by_hand("`rand_like`, `mul_`, fused", _eager_rand, _MODEL.EAGER_RAND),
+    "eager-bernoulli": _by_hand(
+        "`bernoulli_`, `mul_`, fused", _eager_bernoulli, _MODEL.EAGER_BERNOULLI
+    ),
+    "eager-dropout": _by_hand("`dropout`, fused", _eager_dropout, _MODEL.EAGER_DROPOUT),
+    "compiled-mask": _by_hand("compiled mask, fused", _compiled_mask),
+    "eager-foreach": _by_hand("`rand_like`, `mul_`, foreach", _eager_rand_foreach),
+    "eager-compiled": _by_hand(
+        "`rand_like`, `mul_`, compiled", _eager_rand_compiled, max_tensors=1000
+    ),
     "foreach": Peer("torch AdamW foreach, no mask", _torch(foreach=True), rounds=3),
     "compiled": Peer("torch AdamW compiled, no mask", _torch_compiled, rounds=3, max_tensors=1000),
     "optimi": Peer("optimi AdamW, no mask", _optimi, rounds=3, package="torch-optimi"),
@@ -251,9 +288,7 @@ PEERS = {
         masked_norm=True,
     ),
     # bf16 parameters and gradients.
-    "bf16-fused": Peer(
-        "bf16: torch AdamW fused, no mask", _torch(fused=True), _MODEL.adamw(2, 2), dtype=BF16
-    ),
+    "bf16-fused": Peer("bf16: torch AdamW fused, no mask", _FUSED, _MODEL.adamw(2, 2), dtype=BF16),
     "bf16-graddrop": _graddrop("bf16: GradDrop, fp32 moments", _MODEL.adamw(2, 4), BF16),
     "bf16-all": _graddrop(
         "bf16: GradDrop, bf16 moments", _MODEL.adamw(2, 2), BF16, state_dtype=BF16
