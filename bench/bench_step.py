@@ -180,14 +180,14 @@ def host_cost(peer: Peer, step: Step, params: list[Parameter]) -> dict[str, Any]
     if device.type == "cuda":
         launches, on_device = kernels(step, device)
         found = {"launches": launches, "device_seconds": on_device}
-        return {"host_seconds": host_seconds(step, device), **found}
+        return {"host_seconds": host_seconds(step, params), **found}
     if peer.max_tensors is not None:
         return {"host_seconds": None}
     small = [Parameter(param.detach().flatten()[:4].clone()) for param in params]
     for param in small:
         param.grad = torch.full_like(param, 1e-3)
     small_step, _ = begin(peer, small)
-    return {"host_seconds": small_step and host_seconds(small_step, device)}
+    return {"host_seconds": small_step and host_seconds(small_step, small)}
 
 
 def test_step(

@@ -3,7 +3,7 @@
 import gc
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -68,10 +69,22 @@ def memory(device: torch.device) -> Iterator[Bytes]:
     found.kept, found.peak = (in_use[-1], max(0, *in_use)) if in_use else (0, 0)
 
 
-def host_seconds(step: Callable[[], object], device: torch.device) -> float:
-    """How long ``step`` keeps the host, which does not wait for a GPU: median."""
+def host_seconds(step: Callable[[], object], params: Sequence[Tensor]) -> float:
+    """How long ``step`` keeps the host, which does not wait for a GPU: median.
+
+    Gradients lie elsewhere in each step than in the one before, as they may after ``zero_grad()``.
+
+    Args:
+        step: of ``params``.
+        params: on one device, all with gradients.
+    """
+    device = params[0].device
+    grads = [param.grad for param in params]
+    places = grads, [param.grad.clone() for param in params if param.grad is not None]
     taken = []
-    for _ in range(CALLS):
+    for call in range(1, CALLS + 1):
+        for param, grad in zip(params, places[call % 2], strict=True):
+            param.grad = grad
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(seconds(step))

@@ -120,10 +120,9 @@ def _masked_first(
     make: Callable[[Sequence[Parameter]], Step] = _FUSED,
 ) -> Step:
     adamw = make(params)
-    grads = [param.grad for param in params if param.grad is not None]
 
     def step() -> None:
-        mask(grads)
+        mask([param.grad for param in params if param.grad is not None])
         adamw()
 
     return step

@@ -133,8 +133,9 @@ def _origin(record: Record) -> str:
         f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
         "GB/s counts the bytes of `bench/bytes_model.py`. State: memory that the first step took "
         "and kept;\ntemporary: the most that a later one takes on top, where it was counted. Host: "
-        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries. Device: "
-        "a GPU's kernels, without what lies between them."
+        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries; gradients "
+        "have moved, as after `zero_grad()`.\nDevice: a GPU's kernels, without what lies between "
+        "them."
     )
 
 

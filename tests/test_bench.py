@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,21 @@ def test_a_step_takes_the_memory_that_is_promised(key):
     assert 0 <= temporary.peak - expected < scalars
 
 
+def test_the_host_is_timed_with_gradients_that_move(params):
+    """Each step finds the same gradients elsewhere than the step before."""
+    seen = []
+
+    def step():
+        seen.append([(param.grad.data_ptr(), param.grad.sum().item()) for param in params])
+
+    footprint.host_seconds(step, params)
+    assert len(seen) == footprint.CALLS
+    for before, after in pairwise(seen):
+        for (place, total), (new_place, new_total) in zip(before, after, strict=True):
+            assert place != new_place
+            assert total == new_total
+
+
 def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch):
     """No speed is reported of a wrong step: with another seed the judge fails."""
     bench_step.assert_step_is_the_reference(params)
@@ -155,6 +171,7 @@ def test_the_judge_passes_the_step_and_refuses_another_mask(params, monkeypatch)
 INTERRUPTING = """
 import os, signal
 from dataclasses import replace
+from itertools import pairwise
 from bench.peers import PEERS
 from bench.workloads import WORKLOADS, Workload
 
