@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 
 from .checks import check_knobs
-from .groups import COUNTERS, Group, check_names, knobs_of, place_in
+from .groups import COUNTERS, OWN_KNOBS, Group, check_names, knobs_of, place_in
 from .schedules import Schedule
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
-# The knobs that make the masks: compared, and warned about, when a loaded state overrides them.
-MASK_KNOBS = (
-    "drop_prob",
-    "granularity",
-    "period",
-    "site",
-    "rescale",
-    "mask_decay",
-    "stochastic_rounding",
-    "seed",
-    "stream_ids",
-    "layers",
-)
+# What is compared, and warned about, when a loaded state overrides it.
+_OWN = (*OWN_KNOBS, "stream_ids", "layers")
 
 
 def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Tensor, Any]:
@@ -124,7 +113,7 @@ def warn_overridden(
 ) -> None:
     """Warn where loaded knobs are about to replace others, except a scheduled ``drop_prob``."""
     for index, (mine, new) in enumerate(zip(groups, loaded, strict=True)):
-        for knob in MASK_KNOBS:
+        for knob in _OWN:
             follows_schedule = knob == "drop_prob" and schedules[index] is not None
             if _differ(new[knob], mine[knob]) and not follows_schedule:
                 warnings.warn(

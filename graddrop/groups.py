@@ -11,6 +11,18 @@ Group = dict[str, Any]
 
 PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
 COUNTERS = ("steps_finished", "masks_begun")
+# Those that torch.optim.AdamW has not.
+OWN_KNOBS = (
+    "drop_prob",
+    "granularity",
+    "period",
+    "site",
+    "rescale",
+    "mask_decay",
+    "stochastic_rounding",
+    "seed",
+)
+KNOBS = ("lr", "betas", *OWN_KNOBS, "eps", "weight_decay", "maximize")  # what knobs_of reads
 _OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "state_dtype", "backend"}
 
 

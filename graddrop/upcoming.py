@@ -10,26 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from .checks import check_knobs
-from .groups import Group, check_numbers, knobs_of
+from .groups import KNOBS, Group, check_numbers, knobs_of
 from .schedules import Schedule
 from .tables import Knobs
 
-# What knobs_of reads.
-_VALUES = itemgetter(
-    "lr",
-    "drop_prob",
-    "betas",
-    "eps",
-    "weight_decay",
-    "granularity",
-    "period",
-    "site",
-    "rescale",
-    "mask_decay",
-    "stochastic_rounding",
-    "seed",
-    "maximize",
-)
+_VALUES = itemgetter(*KNOBS)
 
 
 def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
@@ -38,7 +23,7 @@ def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> b
 
 def _may_change(values: tuple[Any, ...]) -> bool:
     """Whether a value may become another one and stay the same object."""
-    lr, drop_prob, betas = values[:3]
+    lr, betas, drop_prob = values[:3]
     return not isinstance(betas, tuple) or any(
         isinstance(value, Tensor) and value.device.type == "cpu" for value in (lr, drop_prob)
     )
