@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_grads
 from .kernels import abi
 from .kernels.cpu import binding as cpu
 from .mask import rescale_factor
@@ -30,6 +31,9 @@ class Executor(Protocol):
         """Take over the next step's gradients, one per entry, of dtypes and strides as before.
 
         An entry whose gradient is None stands still in this step.
+
+        Raises:
+            RuntimeError: a gradient whose memory has been freed.
         """
 
     def prepare(
@@ -138,6 +142,7 @@ class ReferenceExecutor:
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
+        check_grads(grads)
         self._grads = grads
 
     def prepare(
@@ -319,6 +324,7 @@ class TritonExecutor:
             device,
         )
         self._knobs: Sequence[Knobs] = ()
+        self._counters: Tensor | None = None
         self._grad_scale: Tensor | None = None
 
     @property
@@ -346,6 +352,7 @@ class TritonExecutor:
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):
                     self._launcher.group_table[index, column].copy_(value.reshape(()))
+        self._counters = counters  # the replays of a graph write to them as long as it lives
         self._grad_scale = grad_scale
         self._launcher.prepare(counters, grad_scale, found_inf)
 
@@ -371,10 +378,16 @@ class GradColumn:
         self._before = origins - torch.tensor(self._addresses, dtype=torch.int64, device="cpu")
 
     def moved(self, grads: Sequence[Tensor | None]) -> Tensor | None:
-        """The column for these gradients, None if it is what it was."""
+        """The column for these gradients, None if it is what it was.
+
+        Raises:
+            RuntimeError: a gradient whose memory has been freed.
+        """
         found = [abi.NO_GRAD if grad is None else grad.data_ptr() for grad in grads]
         if found == self._addresses:
             return None
+        if 0 in found:  # the address of no memory
+            check_grads(grads)
         self._addresses = found
         addresses = torch.tensor(found, dtype=torch.int64, device="cpu")
         return torch.where(addresses == abi.NO_GRAD, addresses, addresses + self._before)

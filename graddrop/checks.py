@@ -98,7 +98,7 @@ def check_param(param: Tensor) -> None:
         )
     if param.layout != torch.strided:
         raise ValueError(f"expected a strided parameter, got layout {param.layout}")
-    if param.is_meta or (param.numel() and not param.data_ptr()):
+    if _lacks_data(param):
         raise ValueError(
             f"expected a parameter with data, got {type(param).__name__} of shape "
             f"{tuple(param.shape)} without: materialise meta tensors first; tensor subclasses that "
@@ -109,6 +109,27 @@ def check_param(param: Tensor) -> None:
             f"expected a parameter whose entries lie apart, got shape {tuple(param.shape)} with "
             f"strides {param.stride()}: call .contiguous() on the expanded tensor first"
         )
+
+
+def check_data(name: str, tensor: Tensor) -> None:
+    """Check that there is memory behind a gradient or a moment.
+
+    Raises:
+        RuntimeError: there is none, or it has been freed.
+    """
+    if _lacks_data(tensor):
+        raise RuntimeError(f"expected {name} with data, got {tuple(tensor.shape)} without")
+
+
+def check_grads(grads: Sequence[Tensor | None]) -> None:
+    """:func:`check_data` of gradients, None where there is none."""
+    for grad in grads:
+        if grad is not None:
+            check_data("a gradient", grad)
+
+
+def _lacks_data(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(tensor.numel() and not tensor.data_ptr())
 
 
 def shares_own_memory(tensor: Tensor) -> bool:
@@ -128,7 +149,8 @@ def check_grad(param: Tensor, grad: Tensor) -> None:
     """Check that ``grad`` can be the gradient of ``param``.
 
     Raises:
-        RuntimeError: a sparse gradient; another shape or device; not real and floating point.
+        RuntimeError: a sparse gradient; another shape or device; not real and floating point;
+            memory that has been freed.
     """
     if grad.layout != torch.strided:
         raise RuntimeError(
@@ -142,6 +164,7 @@ def check_grad(param: Tensor, grad: Tensor) -> None:
             f"expected a gradient of shape {tuple(param.shape)} on {param.device}, got shape "
             f"{tuple(grad.shape)} on {grad.device}: gradient and parameter must match"
         )
+    check_data("a gradient", grad)
 
 
 def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> None:
@@ -149,8 +172,8 @@ def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tens
 
     Raises:
         RuntimeError: moments of another shape or device than the parameter, of different dtypes or
-            strides, not real and floating point, or whose entries share memory; a step that is not
-            a float32 tensor of one element.
+            strides, not real and floating point, without memory, or whose entries share it; a step
+            that is not a float32 tensor of one element.
     """
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         if moment.shape != param.shape or moment.device != param.device:
@@ -163,6 +186,7 @@ def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tens
                 f"expected {name} as a real floating-point tensor whose entries lie apart, got "
                 f"dtype {moment.dtype} with strides {moment.stride()}"
             )
+        check_data(name, moment)
     if exp_avg.dtype != exp_avg_sq.dtype or exp_avg.stride() != exp_avg_sq.stride():
         raise RuntimeError(
             "expected exp_avg and exp_avg_sq of one dtype and one layout, got "

@@ -42,11 +42,11 @@ class Counters:
             if key not in stepped:
                 made = 1 if found_inf is None else (found_inf == 0).squeeze().to(key[0])
                 counters[abi.STEPS_FINISHED] += made
-        if found_inf is None:
+        if found_inf is not None and self._on:
+            self._behind = True
+        elif found_inf is None or not found_inf.item():  # no gradient yet, so none is waited for
             for group in groups:
                 group["steps_finished"] += 1
-        else:
-            self._behind = True
 
     def begin_mask(self, draw: int, groups: Sequence[Group]) -> None:
         """Set the number of masks begun by hand."""

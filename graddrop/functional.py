@@ -15,6 +15,7 @@ from .checks import (
     check_moments,
     check_param,
     check_shard,
+    is_capturing,
     read_scalar,
 )
 from .mask import Shard
@@ -95,8 +96,8 @@ def graddrop_adamw_(
             memory, unknown backend.
         TypeError: a parameter that is not a real floating-point tensor; no tensor where one is
             expected; a number or switch of the wrong type.
-        RuntimeError: a gradient or a state that does not match its parameter, or a backend that
-            cannot serve it. Nothing has changed then.
+        RuntimeError: a gradient or a state that does not match its parameter, a backend that
+            cannot serve it, or a CUDA graph that is being captured. Nothing has changed then.
     """
     tensors = {
         "params": params,
@@ -181,7 +182,10 @@ def _scalar(value: float | Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-@torch.library.custom_op("graddrop::adamw_", mutates_args=_WRITTEN)
+# Its tables are gone when it returns, so torch.compile leaves it out of the CUDA graphs it makes.
+@torch.library.custom_op(
+    "graddrop::adamw_", mutates_args=_WRITTEN, tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _adamw_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -231,6 +235,11 @@ def _adamw_(
         period=_BY_HAND,
     )
     check_knobs(knobs)  # numbers that came as tensors
+    if is_capturing():
+        raise RuntimeError(
+            "expected no CUDA graph to be captured: its replays would read tables that are gone; "
+            "FusedGradDropAdamW(capturable=True) keeps them"
+        )
     written = [*params, *exp_avgs, *exp_avg_sqs, *state_steps]
     if pair := find_overlap(written):
         names = [f"{_WRITTEN[place // len(params)]}[{place % len(params)}]" for place in pair]
@@ -256,7 +265,8 @@ def _adamw_(
             )
         )
     plan = Plan(params, entries, [knobs], backend)
+    # A device fills them: the host does not wait, as it would for a copy.
     counters = {
-        key: torch.tensor([draw, draw], dtype=torch.int64, device=key[0]) for key in plan.executors
+        key: torch.full((2,), draw, dtype=torch.int64, device=key[0]) for key in plan.executors
     }
     plan.step(grads, [knobs], counters, grad_scale, found_inf)

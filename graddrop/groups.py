@@ -5,6 +5,7 @@ from typing import Any
 
 from .checks import check_ids, check_knobs, read_scalar
 from .mask import layer_of
+from .schedules import scheduled
 from .tables import Knobs
 
 Group = dict[str, Any]
@@ -94,7 +95,7 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     for counter in COUNTERS:
         group[counter] = others[0][counter] if others else 0
     if callable(group["drop_prob"]):
-        group["drop_prob"] = group["drop_prob"](group["steps_finished"])
+        group["drop_prob"] = scheduled(group["drop_prob"], group["steps_finished"])
     group["stream_ids"] = list(group.get("stream_ids", range(first_id, first_id + n_params)))
     names = group.get("param_names")
     layers = group.get("layers", [layer_of(name) for name in names] if names else None)
@@ -114,16 +115,23 @@ def check_numbers(groups: Sequence[Group]) -> None:
     """Check that each group names as many parameters as it has.
 
     Raises:
+        TypeError: no list of stream ids or layers.
         ValueError: stream ids or layers of another number than the parameters.
     """
     for index, group in enumerate(groups):
         n_params = len(group["params"])
         for name in ("stream_ids", "layers"):
-            if len(group[name]) != n_params:
+            found = group[name]
+            if not isinstance(found, Sequence):
+                raise TypeError(
+                    f"expected {name} of param group {index} as a list, one per parameter, got "
+                    f"{found!r}"
+                )
+            if len(found) != n_params:
                 raise ValueError(
                     f"expected {n_params} {name} in param group {index}, one per parameter, got "
-                    f"{len(group[name])}: where its list of params is edited, edit this one too, "
-                    "or use add_param_group"
+                    f"{len(found)}: where its list of params is edited, edit this one too, or use "
+                    "add_param_group"
                 )
 
 
@@ -131,6 +139,7 @@ def check_names(groups: Sequence[Group]) -> None:
     """Check what the masks call the parameters of all groups.
 
     Raises:
+        TypeError: no list of stream ids or layers.
         ValueError: stream ids or layers of the wrong number or range, or a stream id used twice.
     """
     check_numbers(groups)

@@ -128,7 +128,7 @@ class FusedGradDropAdamW(Optimizer):
         self._state_dtype = state_dtype
         self._backend = backend
         self._counters = Counters()
-        self._planner = Planner(backend, self._initial_state)
+        self._planner = Planner(backend)
         self._knobs = GroupKnobs()
         defaults = {
             "lr": lr,
@@ -304,10 +304,14 @@ class FusedGradDropAdamW(Optimizer):
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
-        plan = self._planner.plan(self.param_groups, params, grads, self.state, knobs)
+        plan = self._planner.plan(
+            self.param_groups, params, grads, self.state, knobs, self._initial_state
+        )
         keys = list(plan.executors)
         counters = self._counters.on(keys, self.param_groups)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if not isinstance(found_inf, Tensor):  # an empty sum, where there is no gradient
+            found_inf = None
         self.grad_norm = plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
         self._counters.advance(keys, self.param_groups, found_inf)
         return loss
@@ -382,5 +386,5 @@ class FusedGradDropAdamW(Optimizer):
         self._counters = Counters()
         self._knobs = GroupKnobs(self.param_groups, schedules)
         if not hasattr(self, "_planner"):  # unpickled
-            self._planner = Planner(self._backend, self._initial_state)
+            self._planner = Planner(self._backend)
         self._planner.forget()  # it holds on to the old state

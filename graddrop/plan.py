@@ -75,12 +75,16 @@ class Plan:
 
         Returns:
             The norm before clipping, 0-dim, on the first executor's device; None without clipping.
+
+        Raises:
+            RuntimeError: a gradient whose memory has been freed. Nothing has changed then.
         """
         planned = list(compress(grads, self._planned))
         for key, executor in self.executors.items():
             members = self._members[key]
             all_here = len(members) == len(planned)
             executor.set_grads(planned if all_here else [planned[i] for i in members])
+        for key, executor in self.executors.items():
             scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
             executor.prepare(knobs, counters[key], *scaling)
         norm = None if clipping is None else self._grad_norm(clipping.masked)

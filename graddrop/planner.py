@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checks import is_capturing
 from .entries import entries_of
-from .groups import Group
+from .groups import Group, check_names
 from .plan import Plan
 from .premises import Premises
 from .tables import Entry, Knobs
@@ -20,12 +20,10 @@ class Planner:
 
     Args:
         backend: the backend asked for.
-        initial_state: makes the state of a parameter that has none yet.
     """
 
-    def __init__(self, backend: str, initial_state: Callable[[Tensor, Group], State]) -> None:
+    def __init__(self, backend: str) -> None:
         self._backend = backend
-        self._initial_state = initial_state
         self._premises: Premises | None = None  # of the latest plan
         self._captured: list[tuple[Plan, Sequence[Entry | None]]] = []
         self.latest: Plan | None = None  # of the steps that are not captured
@@ -37,6 +35,7 @@ class Planner:
         grads: Sequence[Tensor | None],
         state: MutableMapping[Tensor, State],
         knobs: Sequence[Knobs],
+        initial_state: Callable[[Tensor, Group], State],
     ) -> Plan:
         """The plan of the step to come.
 
@@ -46,16 +45,20 @@ class Planner:
             grads: their local gradients, None where there is none.
             state: the optimizer's; what a parameter lacks is added once all checks have passed.
             knobs: one per group.
+            initial_state: makes the state of a parameter that has none yet. Not kept: it is a
+                method of the optimizer, which would hold itself alive.
 
         Raises:
-            RuntimeError, TypeError, ValueError: as :func:`graddrop.entries.entries_of` and
-                :class:`graddrop.plan.Plan`. Nothing has changed then.
+            RuntimeError, TypeError, ValueError: as :func:`graddrop.groups.check_names`,
+                :func:`graddrop.entries.entries_of` and :class:`graddrop.plan.Plan`. Nothing has
+                changed then.
         """
         capturing, premises = is_capturing(), self._premises
-        if premises and not capturing and premises.hold(params, grads, state, knobs):
+        if premises and not capturing and premises.hold(groups, params, grads, state, knobs):
             assert self.latest is not None
             return self.latest
-        entries, states = entries_of(groups, grads, state, self._initial_state)
+        check_names(groups)
+        entries, states = entries_of(groups, grads, state, initial_state)
         plan = Plan(params, entries, knobs, self._backend)
         state.update(states)
         if capturing:
@@ -64,7 +67,8 @@ class Planner:
             self._captured.append((plan, entries))
         else:
             like_grads = [None if entry is None else entry.grad for entry in entries]
-            self.latest, self._premises = plan, Premises(params, like_grads, state, knobs)
+            self.latest = plan
+            self._premises = Premises(groups, params, like_grads, state, knobs)
         return plan
 
     def forget(self) -> None:

@@ -5,6 +5,7 @@ functions that loop in C.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from itertools import chain, compress
 from operator import attrgetter, is_, itemgetter, le
 from typing import Any
@@ -13,22 +14,25 @@ import torch
 from torch import Tensor
 
 from .checkpoint import STATE_KEYS
+from .groups import Group
 from .sharding import are_plain, local_tensors
 from .tables import Knobs
 
 State = Mapping[Tensor, dict[str, Any]]
 _STATE = itemgetter(*STATE_KEYS)
-_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
+_NAMES = itemgetter("stream_ids", "layers")
+_DTYPE, _LAYOUT, _SHAPE = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
 _SHAPE_AND_DEVICE = attrgetter("shape", "device")
 
 
 class Premises:
-    """Parameters, state and the layout of gradients at the time when a plan was made.
+    """Groups, parameters, state and the layout of gradients at the time when a plan was made.
 
     Gradients are not kept: between two steps their memory belongs to whoever needs it.
 
     Args:
-        params: all parameters of the optimizer.
+        groups: the optimizer's param groups.
+        params: all of their parameters.
         grads: for each that takes part, a tensor laid out as its local gradient; None for the
             others. All are dense.
         state: the optimizer's; each parameter that takes part has all of its state.
@@ -37,25 +41,29 @@ class Premises:
 
     def __init__(
         self,
+        groups: Sequence[Group],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         state: State,
         knobs: Sequence[Knobs],
     ) -> None:
         self._params = list(params)
+        # What the masks call the parameters: lists, which a user may edit.
+        self._names = [tuple(map(copy, _NAMES(group))) for group in groups]
         self._knobs, self._structure = knobs, _structure(knobs)
         self._planned = [grad is not None for grad in grads]
         self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
-        self._addresses = self._find_addresses()
+        self._places = self._find_places()
         # torch sees to it that its own parameters have gradients of their shape and device.
         self._plain = are_plain(params)
         self._layouts = self._find_layouts(list(compress(grads, self._planned)))
 
     def hold(
         self,
+        groups: Sequence[Group],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         state: State,
@@ -63,8 +71,8 @@ class Premises:
     ) -> bool:
         """Whether only values, or gradients' places, differ. Arguments as for the constructor.
 
-        Some that take part may have no gradient this time. Addresses are compared, not objects
-        alone: ``.data = `` swaps the memory of a tensor.
+        Some that take part may have no gradient this time. Places are compared, not objects
+        alone: ``.data = `` swaps the memory of a tensor, or makes it another view of its own.
         """
         try:
             held = chain.from_iterable(map(_STATE, self._own))
@@ -75,16 +83,18 @@ class Premises:
                 and are_plain(params) == self._plain
                 and all(map(is_, state.values(), self._owners))
                 and all(map(is_, held, self._held))
+                and list(map(_NAMES, groups)) == self._names
                 and (knobs is self._knobs or _structure(knobs) == self._structure)
-                and self._find_addresses() == self._addresses
+                and self._find_places() == self._places
                 and self._take(grads)
             )
         except KeyError:  # a part of the state is gone
             return False
 
-    def _find_addresses(self) -> list[int]:
-        moved = chain(local_tensors(self._moving), local_tensors(self._held))
-        return list(map(Tensor.data_ptr, moved))
+    def _find_places(self) -> tuple[list[Any], ...]:
+        params, held = local_tensors(self._moving), local_tensors(self._held)
+        addresses = list(map(Tensor.data_ptr, chain(params, held)))
+        return addresses, list(map(_SHAPE, params)), list(map(Tensor.stride, params))
 
     def _take(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the plan takes these gradients."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .checks import check_knobs
 from .groups import KNOBS, Group, check_numbers, knobs_of
-from .schedules import Schedule
+from .schedules import Schedule, scheduled
 from .tables import Knobs
 
 _VALUES = itemgetter(*KNOBS)
@@ -92,7 +92,7 @@ class GroupKnobs:
             if group["drop_prob"] != followed.given:
                 followed.schedule = None
                 continue
-            group["drop_prob"] = followed.given = schedule(group["steps_finished"])
+            group["drop_prob"] = followed.given = scheduled(schedule, group["steps_finished"])
         check_numbers(groups)
         values = [_VALUES(group) for group in groups]
         same = _are_same(values, self._values)

@@ -67,6 +67,38 @@ def test_a_first_step_may_overflow(backend, device):
     assert_same(snapshot(ours), snapshot(plain))
 
 
+def test_a_scaler_may_find_no_gradient(backend, device):
+    """Of two optimizers that share it one has none: that step is counted, as without a scaler."""
+    waiting, scaler = make_pair(backend, device)
+    plain = make_optimizer(backend, device, SMALL)
+    busy = make_optimizer(backend, device, SMALL)
+    for step in range(3):
+        for optimizer in (plain, waiting, busy):
+            optimizer.zero_grad()
+        if step == 1:  # its first
+            train(plain, range(step, step + 1))
+            for index, param in enumerate(params_of(waiting)):
+                param.grad = scaler.scale(make_grad(param, index, step))
+        else:
+            plain.step()
+        for index, param in enumerate(params_of(busy)):
+            param.grad = scaler.scale(make_grad(param, index, step))
+        scaler.step(waiting)
+        scaler.step(busy)
+        scaler.update()
+        assert waiting.draws == plain.draws == [step + 1]
+    assert_same(snapshot(waiting), snapshot(plain))
+
+
+@pytest.mark.parametrize(("found", "counted"), [(0.0, [1]), (1.0, [0])])
+def test_found_inf_counts_before_there_is_any_state(backend, device, found, counted):
+    """A first step without gradients is counted unless it is skipped."""
+    ours = make_optimizer(backend, device, SMALL)
+    ours.found_inf = torch.tensor([found], device=device)
+    ours.step()
+    assert ours.draws == counted
+
+
 def test_a_schedule_counts_steps_that_were_made(backend, device):
     """A skipped step does not move the drop rate on."""
     ours, scaler = make_pair(backend, device, drop_prob=schedules.Linear(0.0, 1.0, 4))

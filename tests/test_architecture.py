@@ -20,8 +20,9 @@ FLOORS = (
     ("graddrop.reference", "graddrop.schedules", "graddrop.sharding", "graddrop.overlap"),
     ("graddrop.clipping",),
     ("graddrop.tables",),  # parameters as rows of numbers
+    ("graddrop.checks",),  # arguments
     ("graddrop.backends",),  # one executor for each backend
-    ("graddrop.plan", "graddrop.checks"),  # executors, kept; arguments, checked
+    ("graddrop.plan",),  # executors, kept
     ("graddrop.functional",),  # the step as a function
     ("graddrop.groups",),  # knobs in param groups
     ("graddrop.counters", "graddrop.checkpoint"),  # what a checkpoint saves

@@ -1,8 +1,13 @@
 """Laws of CUDA graphs that hold steps."""
 
+import gc
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import torch
 from small_runs import (
+    SMALL,
     assert_same,
     make_optimizer,
     params_of,
@@ -11,7 +16,8 @@ from small_runs import (
     train,
 )
 
-from graddrop import schedules
+from graddrop import graddrop_adamw_, schedules
+from graddrop.kernels.gpu import capture
 
 
 def captured_step(optimizer):
@@ -86,6 +92,66 @@ def test_a_capture_has_a_plan_of_its_own(monkeypatch):
     assert optimizer._planner.latest is latest
     train(plain, range(2, 5))
     assert_same(snapshot(optimizer), snapshot(plain))
+
+
+def test_a_graph_keeps_what_it_writes_to(monkeypatch, backend, device):
+    """Its replays advance the counters of its capture, also when a state has been loaded since."""
+    optimizer = make_optimizer(backend, device, SMALL, capturable=True)
+    train(optimizer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        if backend == "triton":
+            patch.setattr("graddrop.kernels.gpu.launch.relaxed_capture", nullcontext)
+        train(optimizer, range(1, 2))
+    (counters,) = map(weakref.ref, optimizer._counters._on.values())
+    moment = weakref.ref(optimizer.state[params_of(optimizer)[0]]["exp_avg"])
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, range(2, 3))
+    gc.collect()
+    assert counters() is not None and moment() is not None
+    optimizer._planner._captured.clear()  # control: the graph's plan was what kept them
+    gc.collect()
+    assert counters() is None and moment() is None
+
+
+def test_the_function_in_a_capture_is_refused(monkeypatch):
+    """Its tables are gone when it returns; it says who keeps them, and changes nothing."""
+    param = torch.ones(4)
+    state = [torch.zeros(4), torch.zeros(4), torch.zeros(())]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"FusedGradDropAdamW\(capturable=True\) keeps them"):
+        graddrop_adamw_([param], [torch.ones(4)], *([tensor] for tensor in state), lr=0.1, draw=0)
+    monkeypatch.undo()
+    assert_same([param, *state], [torch.ones(4), torch.zeros(4), torch.zeros(4), torch.zeros(())])
+    assert torch.Tag.cudagraph_unsafe in torch.ops.graddrop.adamw_.default.tags
+
+
+class Driver:
+    """CUDA's, as far as :mod:`graddrop.kernels.gpu.capture` calls it."""
+
+    def __init__(self, mode, status=0):
+        self.mode, self.status = mode, status
+
+    def cuThreadExchangeStreamCaptureMode(self, reference):
+        """Swap the thread's mode with the caller's."""
+        held = reference._obj
+        held.value, self.mode = self.mode, held.value
+        return self.status
+
+
+def test_a_relaxed_capture_ends_as_it_began(monkeypatch):
+    """Within, the thread may allocate; afterwards, also after an error, its mode is the old one."""
+    driver = Driver(mode=0)
+    monkeypatch.setattr(capture, "_driver", lambda: driver)
+    with pytest.raises(KeyError), capture.relaxed_capture():
+        assert driver.mode == capture.RELAXED
+        raise KeyError
+    assert driver.mode == 0
+    monkeypatch.setattr(capture, "_driver", lambda: Driver(mode=0, status=1))
+    with pytest.raises(RuntimeError, match="CUDA driver error 1"), capture.relaxed_capture():
+        pytest.fail("the driver refused")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from small_runs import (
@@ -206,6 +207,17 @@ def test_equal_knobs_load_in_silence():
     set_grads(params_of(target), 4)
     target.step()
     assert target.param_groups[0]["drop_prob"] == 0.4  # the schedule goes on, not the saved number
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor, int])
+def test_a_schedule_may_give_any_number(tmp_path, number):
+    """A checkpoint holds what torch.load takes by itself, whatever the schedule computes in."""
+    ours = make_optimizer(drop_prob=lambda step: number(1))
+    train(ours, 2)
+    loaded = make_optimizer()
+    with pytest.warns(UserWarning, match="drop_prob"):
+        loaded.load_state_dict(through_a_file(ours.state_dict(), tmp_path))
+    assert float(loaded.param_groups[0]["drop_prob"]) == 1
 
 
 def test_loading_its_own_state_changes_nothing(backend, device):

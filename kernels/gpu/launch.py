@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import abi
+from .capture import relaxed_capture
 from .norm import dense_squares, strided_squares, sum_chunks
 from .prepare import FLOATS, GRAD_FACTOR, INTS, prepare
 from .step import dense_step, strided_step
@@ -299,9 +300,11 @@ class TritonStep:
             return
         # torch's pinned allocator reuses a block only after the copies that read it: no ring of
         # our own is needed. A captured copy runs again at each replay, so its source stays.
-        pinned = source.pin_memory()
+        capturing = torch.cuda.is_current_stream_capturing()
+        with relaxed_capture() if capturing and torch.version.cuda else nullcontext():
+            pinned = source.pin_memory()
         target.copy_(pinned, non_blocking=True)
-        if torch.cuda.is_current_stream_capturing():
+        if capturing:
             self._pinned.append(pinned)
 
 
