@@ -40,7 +40,8 @@ def knobs_of(group: Group) -> Knobs:
         period = None
     if period is None:
         raise ValueError(
-            f"Invalid period: {group['period']!r}: expected one of {tuple(PERIODS)}, or an int >= 1"
+            f"Invalid period: {group['period']!r}: expected one of {tuple(PERIODS)}, or an int "
+            f">= 1, got {type(group['period'])}"
         )
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")

@@ -222,7 +222,10 @@ class FusedGradDropAdamW(Optimizer):
 
         Raises:
             ValueError: ``param`` is not one of the optimizer's.
+            TypeError: ``param`` is no tensor.
         """
+        if not isinstance(param, Tensor):
+            raise TypeError(f"expected one of the optimizer's parameters, got {type(param)}")
         self._counters.sync(self.param_groups)
         for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
             for index, candidate in enumerate(group["params"]):

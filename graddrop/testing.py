@@ -161,7 +161,9 @@ def excess_error(
         stored = ulp(largest, getattr(after, name).dtype) * tolerance.ulps
         if name == "param":  # decay and subtraction round in fp32, before the store does
             stored = stored + ulp(largest, torch.float32)
-        ratios.append((getattr(errors, name) / (relative + stored)).max())
+        error = getattr(errors, name)
+        # Where nothing is allowed, as for zeros that stay, nothing is wrong either.
+        ratios.append(torch.where(error == 0, 0, error / (relative + stored)).max())
     return max(torch.stack(ratios).nan_to_num(nan=float("inf")).tolist())
 
 
@@ -179,7 +181,9 @@ def step_errors(before: Values, after: Entry, exact: Values, knobs: Knobs) -> tu
             for name in ("param", "exp_avg", "exp_avg_sq")
         )
     )
-    update = (exact.param - before.param).abs()
+    # Adam's part alone: decay may cancel it.
+    decay = float(knobs.lr) * knobs.weight_decay * before.param.abs()
+    update = (exact.param - before.param).abs() + decay
     return errors, Values(update * cancellation.clamp(min=1.0), exp_avg, exp_avg_sq)
 
 

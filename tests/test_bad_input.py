@@ -317,3 +317,5 @@ def test_the_mask_of_a_stranger_is_refused():
     optimizer = trained()
     with pytest.raises(ValueError, match=re.escape("got shape (5, 7)")):
         optimizer.keep_mask(Parameter(params_of(optimizer)[0].detach().clone()))
+    with pytest.raises(TypeError, match="got <class 'str'>"):
+        optimizer.keep_mask("0.weight")
