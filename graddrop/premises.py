@@ -56,9 +56,9 @@ class Premises:
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
-        self._places = self._find_places()
         # torch sees to it that its own parameters have gradients of their shape and device.
-        self._plain = are_plain(params)
+        self._plain = are_plain([*params, *self._held])
+        self._places = self._find_places()
         self._layouts = self._find_layouts(list(compress(grads, self._planned)))
 
     def hold(
@@ -80,7 +80,6 @@ class Premises:
                 len(params) == len(self._params)
                 and len(state) == len(self._owners)
                 and all(map(is_, params, self._params))
-                and are_plain(params) == self._plain
                 and all(map(is_, state.values(), self._owners))
                 and all(map(is_, held, self._held))
                 and list(map(_NAMES, groups)) == self._names
@@ -92,7 +91,10 @@ class Premises:
             return False
 
     def _find_places(self) -> tuple[list[Any], ...]:
-        params, held = local_tensors(self._moving), local_tensors(self._held)
+        params: Sequence[Tensor] = self._moving
+        held: Sequence[Tensor] = self._held
+        if not self._plain:
+            params, held = local_tensors(params), local_tensors(held)
         addresses = list(map(Tensor.data_ptr, chain(params, held)))
         return addresses, list(map(_SHAPE, params)), list(map(Tensor.stride, params))
 
