@@ -324,8 +324,10 @@ class TritonExecutor:
             device,
         )
         self._knobs: Sequence[Knobs] = ()
+        # The replays of a graph use them as long as it lives.
         self._counters: Tensor | None = None
         self._grad_scale: Tensor | None = None
+        self._found_inf: Tensor | None = None
 
     @property
     def n_launches(self) -> int:
@@ -352,8 +354,7 @@ class TritonExecutor:
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):
                     self._launcher.group_table[index, column].copy_(value.reshape(()))
-        self._counters = counters  # the replays of a graph write to them as long as it lives
-        self._grad_scale = grad_scale
+        self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
         self._launcher.prepare(counters, grad_scale, found_inf)
 
     def grad_squares(self, masked: bool) -> Tensor:
