@@ -87,10 +87,16 @@ def check_param(param: Tensor) -> None:
 
     Raises:
         TypeError: not a tensor, or not one of :data:`DTYPES`.
-        ValueError: a sparse tensor, one without data of its own, or one whose entries share memory.
+        ValueError: a sparse tensor, one without a shape yet or data of its own, or one whose
+            entries share memory.
     """
     if not isinstance(param, Tensor):
         raise TypeError(f"optimizer can only optimize Tensors, got {torch.typename(param)}")
+    if torch.nn.parameter.is_lazy(param):
+        raise ValueError(
+            "expected a parameter with a shape, got one of a lazy module: run the model once before "
+            "making the optimizer"
+        )
     if param.dtype not in DTYPES:
         raise TypeError(
             f"expected a real floating-point parameter of 16 to 64 bits, got dtype {param.dtype}: "

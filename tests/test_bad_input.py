@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_runs import assert_same, make_params, params_of, snapshot, train
 from torch.nn import Parameter
+from torch.nn.parameter import UninitializedParameter
 from untouched import SHAPES, Untouched, trained
 
 from graddrop import FusedGradDropAdamW, schedules
@@ -175,6 +176,7 @@ PARAMS = {
         "got dtype torch.float8_e4m3fn",
     ),
     "meta": (lambda: [Parameter(torch.zeros(3, device="meta"))], ValueError, "materialise"),
+    "lazy": (lambda: [UninitializedParameter()], ValueError, "run the model once before"),
     "a wrapper": (lambda: [Wrapper((3,))], ValueError, "got Wrapper of shape (3,)"),
     "sparse": (lambda: [torch.eye(3).to_sparse()], ValueError, "expected a strided parameter"),
     "expanded": (
