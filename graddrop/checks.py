@@ -94,8 +94,8 @@ def check_param(param: Tensor) -> None:
         raise TypeError(f"optimizer can only optimize Tensors, got {torch.typename(param)}")
     if torch.nn.parameter.is_lazy(param):
         raise ValueError(
-            "expected a parameter with a shape, got one of a lazy module: run the model once before "
-            "making the optimizer"
+            "expected a parameter with a shape, got one of a lazy module: run the model once "
+            "before making the optimizer"
         )
     if param.dtype not in DTYPES:
         raise TypeError(

@@ -57,7 +57,8 @@ class Premises:
         self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
         # torch sees to it that its own parameters have gradients of their shape and device.
-        self._plain = are_plain([*params, *self._held])
+        self._plain = are_plain(params)
+        self._all_plain = self._plain and are_plain(self._held)
         self._places = self._find_places()
         self._layouts = self._find_layouts(list(compress(grads, self._planned)))
 
@@ -80,6 +81,7 @@ class Premises:
                 len(params) == len(self._params)
                 and len(state) == len(self._owners)
                 and all(map(is_, params, self._params))
+                and are_plain(params) == self._plain  # classes may be swapped
                 and all(map(is_, state.values(), self._owners))
                 and all(map(is_, held, self._held))
                 and list(map(_NAMES, groups)) == self._names
@@ -93,7 +95,7 @@ class Premises:
     def _find_places(self) -> tuple[list[Any], ...]:
         params: Sequence[Tensor] = self._moving
         held: Sequence[Tensor] = self._held
-        if not self._plain:
+        if not self._all_plain:
             params, held = local_tensors(params), local_tensors(held)
         addresses = list(map(Tensor.data_ptr, chain(params, held)))
         return addresses, list(map(_SHAPE, params)), list(map(Tensor.stride, params))
