@@ -17,9 +17,17 @@ PACKAGES = [
     "graddrop.kernels",
     "graddrop.kernels.cpu",
     "graddrop.kernels.gpu",
+    "graddrop.state",
+    "graddrop.step",
     "graddrop.xglue",
+    "graddrop.xglue.commands",
+    "graddrop.xglue.data",
+    "graddrop.xglue.heads",
     "graddrop.xglue.mini",
     "graddrop.xglue.report",
+    "graddrop.xglue.scores",
+    "graddrop.xglue.sweep",
+    "graddrop.xglue.training",
 ]
 
 # For compilers that take GCC's options. No -march: one binary serves every machine, and the source

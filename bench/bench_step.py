@@ -25,7 +25,7 @@ from bench.record import NOT_MEASURED
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
 from graddrop.mask import Shard
-from graddrop.tables import Entry
+from graddrop.step.tables import Entry
 
 MEASURED_ON = {
     "cpu": ("50m", "xlmr-base", "10k"),

@@ -50,7 +50,7 @@ else # in Triton's interpreter
   largest=50m every=" and 50m"
 fi
 pytest=(python3 -m pytest -q -p no:cacheprovider)
-few=("${pytest[@]}" -m gpu tests/test_triton.py tests/test_clipping.py
+few=("${pytest[@]}" -m gpu tests/kernels/test_triton.py tests/step/test_clipping.py
   -k "groups or launch or (layout and not row) or dropped")
 steps=(python3 -m bench.one_step "$device" "$largest")
 workers=() # each compiles kernels; the steps behind find them in Triton's cache

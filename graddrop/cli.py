@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# Name, module with `add_arguments(parser)` and `run(args) -> int`, one line of help.
+# Name of the file in `graddrop.xglue.commands`, one line of help.
 COMMANDS = (
-    ("demo", "graddrop.xglue.demo", "invent a benchmark, pretrain, compare methods on it"),
-    ("pretrain", "graddrop.xglue.pretrain", "pretrain a small XLM-R on raw text files"),
-    ("finetune", "graddrop.xglue.finetune", "fine-tune on one XGLUE task, score every language"),
-    ("report", "graddrop.xglue.report", "compare the runs below a folder: tables, tests, figures"),
-    ("sweep", "graddrop.xglue.sweep", "run tasks x methods x drop probabilities x seeds"),
-    ("score", "graddrop.xglue.score", "score prediction files as the benchmark does"),
+    ("demo", "invent a benchmark, pretrain, compare methods on it"),
+    ("pretrain", "pretrain a small XLM-R on raw text files"),
+    ("finetune", "fine-tune on one XGLUE task, score every language"),
+    ("report", "compare the runs below a folder: tables, tests, figures"),
+    ("sweep", "run tasks x methods x drop probabilities x seeds"),
+    ("score", "score prediction files as the benchmark does"),
 )
 
 
@@ -45,12 +45,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         prog="graddrop", description="Stochastic gradient masking for fine-tuning."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module, summary in COMMANDS:
+    for name, summary in COMMANDS:
         sentence = f"{summary[0].upper()}{summary[1:]}."
         command = commands.add_parser(name, help=summary, description=sentence)
         # Only the module that is called for is imported: `graddrop --help` stays quick.
         if arguments[:1] == [name]:
-            implementation = import_module(module)
+            implementation = import_module(f"graddrop.xglue.commands.{name}")
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     return parser

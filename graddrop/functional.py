@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import (
+from .mask import Shard
+from .step.checks import (
     check_draw,
     check_grad,
     check_ids,
@@ -18,10 +19,9 @@ from .checks import (
     is_capturing,
     read_scalar,
 )
-from .mask import Shard
-from .overlap import find_overlap
-from .plan import Plan
-from .tables import Entry, Knobs
+from .step.overlap import find_overlap
+from .step.plan import Plan
+from .step.tables import Entry, Knobs
 
 
 @torch.no_grad()

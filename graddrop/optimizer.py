@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .backends import BACKENDS, resolve
-from .checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
-from .checks import DTYPES, check_capture, check_draw, check_param
-from .clipping import clipping_of
-from .counters import Counters
-from .groups import Group, complete, draw_of
-from .overlap import check_disjoint
-from .planner import Planner
 from .schedules import Schedule
-from .sharding import local_grads, local_tensor, shard_of
-from .tables import Knobs
-from .upcoming import GroupKnobs
+from .state.checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
+from .state.counters import Counters
+from .state.group_knobs import GroupKnobs
+from .state.groups import Group, complete, draw_of
+from .state.plan_cache import Planner
+from .step.backends import BACKENDS, resolve
+from .step.checks import DTYPES, check_capture, check_draw, check_param
+from .step.clipping import clipping_of
+from .step.overlap import check_disjoint
+from .step.sharding import local_grads, local_tensor, shard_of
+from .step.tables import Knobs
 
 _PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "grad_norm")
 

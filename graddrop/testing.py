@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .mask import Shard, rescale_factor
 from .reference import adamw_step_
-from .tables import Entry, Knobs
+from .step.tables import Entry, Knobs
 
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
 
@@ -37,8 +37,8 @@ class Tolerance:
 
 
 # About ten fp32 roundings of 2**-24, roots and divisions of 2 ulp, products contracted or not. Over
-# the grid of tests/test_triton.py the reference, the C++ kernel and the interpreted Triton kernels
-# are off by at most 4.0e-7 in updates and 1.8e-7 in moments; three times that is allowed. A store
+# the grid of tests/kernels/test_triton.py the reference, the C++ kernel and the interpreted Triton
+# kernels are off by at most 4.0e-7 in updates and 1.8e-7 in moments; three times that is allowed. A store
 # rounds to nearest.
 FP32_ARITHMETIC = Tolerance(update=1.2e-6, moments=5.4e-7, ulps=0.5)
 # Triton's interpreter cuts off where the GPU rounds to nearest when it stores bf16.
@@ -72,7 +72,7 @@ def random_entry(
         shape: of the local tensor.
         dtypes: of param, grad and moments.
         seed: of the values.
-        stream_id: see :class:`graddrop.tables.Entry`, as for the arguments that follow.
+        stream_id: see :class:`graddrop.step.tables.Entry`, as for the arguments that follow.
         layer: layer number.
         shard: place in the whole parameter; None: it is the whole.
         group: index of its knobs.

@@ -12,8 +12,10 @@ import torch
 
 import graddrop
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
-from graddrop.xglue.model import TINY
 from graddrop.xglue.tasks import get_task
+
+TINY = "tiny"
+"""Name of the model that is made on the spot instead of loaded."""
 
 SELECTIONS = ("en-dev", "average-dev", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -27,7 +29,7 @@ class FinetuneConfig:
 
     Args:
         task: Name of a task.
-        data: Where the data come from, see `graddrop.xglue.sources.open_source`.
+        data: Where the data come from, see `graddrop.xglue.data.sources.open_source`.
         output: Folder of the run.
         model: Name on the Hub, folder, or `tiny` (random weights, tokenizer trained on the spot).
         method: Name of a method.
@@ -67,7 +69,7 @@ class FinetuneConfig:
         report_to: Trackers that the Trainer logs to, such as `tensorboard`.
         keep_checkpoints: Keep the Trainer's checkpoints when the run has finished.
         write_predictions: Write predictions in the official format, see
-            `graddrop.xglue.predictions`.
+            `graddrop.xglue.scores.predictions`.
         verify: Compare the archive's checksum before it is used.
 
     Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graddrop.xglue.methods import METHODS
-from graddrop.xglue.runfolder import CONFIG_FILE, FAILURE_FILE, RESULT_FILE, read_json
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
+from graddrop.xglue.training.run_folder import CONFIG_FILE, FAILURE_FILE, RESULT_FILE, read_json
 
 KNOBS = ("granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
 """Settings that belong to a method: they may differ between the two runs of a pair."""
@@ -64,7 +64,7 @@ class Run:
     Args:
         name: Its folder, relative to that of the report.
         arm: What it does.
-        result: What `graddrop.xglue.train.finetune` returned.
+        result: What `graddrop.xglue.training.run.finetune` returned.
     """
 
     name: str

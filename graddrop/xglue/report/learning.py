@@ -25,7 +25,7 @@ def curves(result: Mapping[str, Any]) -> dict[str, Curve]:
     """Take the learning curves out of a run's history.
 
     Args:
-        result: What `graddrop.xglue.train.finetune` returns.
+        result: What `graddrop.xglue.training.run.finetune` returns.
 
     Returns:
         `loss` of training, and the dev score in per cent of the training language (`trained`) and

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from graddrop.xglue.model import TINY
+from graddrop.xglue.config import TINY
 from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS

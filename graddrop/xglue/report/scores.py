@@ -16,7 +16,7 @@ from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Tab
 from graddrop.xglue.report.published import PUBLISHED, SOURCE
 from graddrop.xglue.report.statistics import MIN_PAIRS, estimate
 from graddrop.xglue.report.textsizes import TextSizes
-from graddrop.xglue.scoretable import mean_over_languages
+from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, TRAIN_LANGUAGE
 
 Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]

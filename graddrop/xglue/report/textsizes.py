@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graddrop.xglue.pretrain import RESULT_FILE
-from graddrop.xglue.runfolder import read_json
+from graddrop.xglue.training.pretrain import RESULT_FILE
+from graddrop.xglue.training.run_folder import read_json
 
 # Conneau et al. 2020 (arXiv 1911.02116), the table of CC-100 in the appendix: GiB of text that
 # XLM-R saw. The languages of XGLUE; zh is simplified Chinese.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from graddrop.xglue.majority import majority_scores
+from graddrop.xglue.data.sources import Source, open_source
 from graddrop.xglue.report.collect import Experiment, collect
 from graddrop.xglue.report.document import Block, Heading, Items, Picture
 from graddrop.xglue.report.figures import picture
@@ -19,9 +19,9 @@ from graddrop.xglue.report.scores import (
 )
 from graddrop.xglue.report.textsizes import TextSizes, text_sizes
 from graddrop.xglue.report.webpage import render_webpage
-from graddrop.xglue.runfolder import write_file
-from graddrop.xglue.sources import Source, open_source
+from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS
+from graddrop.xglue.training.run_folder import write_file
 
 MARKDOWN_FILE = "report.md"
 WEBPAGE_FILE = "report.html"
@@ -43,8 +43,8 @@ def write_report(
     Args:
         folder: Folder with the runs, at any depth; the report is put into it.
         sizes_file: JSON with the sizes of the pretraining texts, see `textsizes.text_sizes`.
-        data: The data of the runs, see `graddrop.xglue.sources.open_source`, to show beside their
-            scores that of the most frequent label.
+        data: The data of the runs, see `graddrop.xglue.data.sources.open_source`, to show beside
+            their scores that of the most frequent label.
 
     Returns:
         The report's blocks.

@@ -1,0 +1,135 @@
+"""The knobs of the step to come, group by group: schedules followed, values checked."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any
+
+from torch import Tensor
+
+from ..schedules import Schedule, scheduled
+from ..step.checks import check_knobs
+from ..step.tables import Knobs
+from .groups import KNOBS, Group, check_numbers, knobs_of
+
+_VALUES = itemgetter(*KNOBS)
+
+
+def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
+    return len(values) == len(others) and all(map(is_, chain(*values), chain(*others)))
+
+
+def _may_change(values: tuple[Any, ...]) -> bool:
+    """Whether a value may become another one and stay the same object."""
+    lr, betas, drop_prob = values[:3]
+    return not isinstance(betas, tuple) or any(
+        isinstance(value, Tensor) and value.device.type == "cpu" for value in (lr, drop_prob)
+    )
+
+
+@dataclass
+class _Followed:
+    """A param group, and the schedule that gives its ``drop_prob``, None: it stays.
+
+    Another value than the one that was given last is the user's.
+    """
+
+    group: Group
+    schedule: Schedule | None
+    given: float | Tensor
+
+
+class GroupKnobs:
+    """Follows the schedules of an optimizer's param groups, and reads their knobs.
+
+    A schedule belongs to its group, wherever that stands among them. It ends when the group's
+    ``drop_prob`` is set to another value.
+
+    Args:
+        groups: the param groups.
+        schedules: one per group; None: its ``drop_prob`` stays as it is.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group] = (), schedules: Sequence[Schedule | None] = ()
+    ) -> None:
+        self._followed: list[_Followed] = []
+        self._knobs: list[Knobs] = []  # checked, and what they were made of
+        self._values: list[tuple[Any, ...]] = []
+        self._may_change = False
+        for group, schedule in zip(groups, schedules, strict=True):
+            self.add(group, schedule)
+
+    def add(self, group: Group, schedule: Schedule | None) -> None:
+        """Follow another group."""
+        self._followed.append(_Followed(group, schedule, group["drop_prob"]))
+
+    def schedules(self, groups: Sequence[Group]) -> list[Schedule | None]:
+        """The schedule of each group, None where it has none."""
+        return [followed.schedule for followed in self._of(groups)]
+
+    @property
+    def has_schedules(self) -> bool:
+        """Whether a group has a schedule."""
+        return any(followed.schedule is not None for followed in self._followed)
+
+    def read(self, groups: Sequence[Group]) -> list[Knobs]:
+        """The knobs of the step to come, the same list while they are the same.
+
+        Scheduled values are written into the groups.
+
+        Raises:
+            RuntimeError: other groups than those that were added.
+            ValueError: a value outside its range; lists of a group that differ in length.
+            TypeError: a value of the wrong type.
+        """
+        for followed in self._of(groups):
+            group, schedule = followed.group, followed.schedule
+            if schedule is None:
+                continue
+            if group["drop_prob"] != followed.given:
+                followed.schedule = None
+                continue
+            group["drop_prob"] = followed.given = scheduled(schedule, group["steps_finished"])
+        check_numbers(groups)
+        values = [_VALUES(group) for group in groups]
+        same = _are_same(values, self._values)
+        if same and not self._may_change:
+            return self._knobs
+        knobs = [knobs_of(group) for group in groups]
+        if not same or knobs != self._knobs:
+            for group_knobs in knobs:
+                check_knobs(group_knobs)
+            if not self._knobs:
+                _warn_without_layers(groups, knobs)
+            self._knobs, self._values = knobs, values
+            self._may_change = any(map(_may_change, values))
+        return self._knobs
+
+    def _of(self, groups: Sequence[Group]) -> list[_Followed]:
+        followed = self._followed
+        if len(groups) == len(followed) and all(map(is_, groups, (f.group for f in followed))):
+            return followed
+        by_group = {id(f.group): f for f in followed}
+        if by_group.keys() != set(map(id, groups)) or len(groups) != len(followed):
+            raise RuntimeError(
+                f"expected the {len(followed)} param groups that were added, got {len(groups)}, "
+                "or others: use add_param_group, or make another optimizer"
+            )
+        return [by_group[id(group)] for group in groups]
+
+
+def _warn_without_layers(groups: Sequence[Group], knobs: Sequence[Knobs]) -> None:
+    by_layer = [
+        group
+        for group, group_knobs in zip(groups, knobs, strict=True)
+        if group_knobs.granularity == "layer" and not group_knobs.masks_nothing
+    ]
+    if by_layer and all(layer is None for group in by_layer for layer in group["layers"]):
+        warnings.warn(
+            'granularity="layer" drops nothing here: no parameter is in a layer, by its name or '
+            'by "layers" in its param group (an int, or one per parameter)',
+            stacklevel=4,
+        )

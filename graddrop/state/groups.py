@@ -1,0 +1,156 @@
+"""What is ours in a param group: the knobs of the masks, and what the masks call its parameters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..mask import layer_of
+from ..schedules import scheduled
+from ..step.checks import check_ids, check_knobs, read_scalar
+from ..step.tables import Knobs
+
+Group = dict[str, Any]
+
+PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
+COUNTERS = ("steps_finished", "masks_begun")
+# Those that torch.optim.AdamW has not.
+OWN_KNOBS = (
+    "drop_prob",
+    "granularity",
+    "period",
+    "site",
+    "rescale",
+    "mask_decay",
+    "stochastic_rounding",
+    "seed",
+)
+KNOBS = ("lr", "betas", *OWN_KNOBS, "eps", "weight_decay", "maximize")  # what knobs_of reads
+_OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "state_dtype", "backend"}
+
+
+def knobs_of(group: Group) -> Knobs:
+    """A param group's knobs as the backends take them.
+
+    Raises:
+        ValueError: unknown period, betas that are no pair, or a tensor of several elements.
+    """
+    period, betas = group["period"], group["betas"]
+    if isinstance(period, str):
+        period = PERIODS.get(period)
+    elif not isinstance(period, int) or isinstance(period, bool) or period < 1:
+        period = None
+    if period is None:
+        raise ValueError(
+            f"Invalid period: {group['period']!r}: expected one of {tuple(PERIODS)}, or an int "
+            f">= 1, got {type(group['period'])}"
+        )
+    if not isinstance(betas, Sequence) or len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
+    return Knobs(
+        lr=read_scalar("learning rate", group["lr"]),
+        beta1=betas[0],
+        beta2=betas[1],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        maximize=group["maximize"],
+        drop_prob=read_scalar("drop_prob", group["drop_prob"]),
+        granularity=group["granularity"],
+        site=group["site"],
+        rescale=group["rescale"],
+        mask_decay=group["mask_decay"],
+        stochastic_rounding=group["stochastic_rounding"],
+        seed=group["seed"],
+        period=period,
+    )
+
+
+def draw_of(group: Group) -> int:
+    """Index of the mask of the group's next step."""
+    return knobs_of(group).draw(group["steps_finished"], group["masks_begun"])
+
+
+def place_in(group: Group, index: int, group_index: int) -> str:
+    """Which parameter an error is about, for a note at its end."""
+    names = group.get("param_names")
+    name = f', "{names[index]}"' if names else ""
+    return f"This is parameter {index} of param group {group_index}{name}."
+
+
+def complete(group: Group, others: Sequence[Group]) -> None:
+    """Fill in, and check, what is ours in a new group.
+
+    Args:
+        group: as ``Optimizer.add_param_group`` leaves it; changed in place.
+        others: the groups before it.
+
+    Raises:
+        ValueError: a knob outside its range, stream ids or layers that do not fit.
+        TypeError: a knob of the wrong type.
+    """
+    first_id = sum(len(other["params"]) for other in others)
+    n_params = len(group["params"])
+    if misplaced := sorted(_OF_ALL_GROUPS & group.keys()):
+        raise ValueError(
+            f"expected {', '.join(misplaced)} as an argument of the optimizer, got it in a param "
+            "group: it holds for all of them"
+        )
+    for counter in COUNTERS:
+        group[counter] = others[0][counter] if others else 0
+    if callable(group["drop_prob"]):
+        group["drop_prob"] = scheduled(group["drop_prob"], group["steps_finished"])
+    group["stream_ids"] = list(group.get("stream_ids", range(first_id, first_id + n_params)))
+    names = group.get("param_names")
+    layers = group.get("layers", [layer_of(name) for name in names] if names else None)
+    if layers is None and group["granularity"] == "layer":
+        raise ValueError(
+            'granularity="layer" has to know the layers: pass model.named_parameters(), or '
+            '"layers" (an int, or one per parameter) in each param group'
+        )
+    group["layers"] = (
+        [layers] * n_params if layers is None or isinstance(layers, int) else list(layers)
+    )
+    check_names([*others, group])
+    check_knobs(knobs_of(group))
+
+
+def check_numbers(groups: Sequence[Group]) -> None:
+    """Check that each group names as many parameters as it has.
+
+    Raises:
+        TypeError: no list of stream ids or layers.
+        ValueError: stream ids or layers of another number than the parameters.
+    """
+    for index, group in enumerate(groups):
+        n_params = len(group["params"])
+        for name in ("stream_ids", "layers"):
+            found = group[name]
+            if not isinstance(found, Sequence):
+                raise TypeError(
+                    f"expected {name} of param group {index} as a list, one per parameter, got "
+                    f"{found!r}"
+                )
+            if len(found) != n_params:
+                raise ValueError(
+                    f"expected {n_params} {name} in param group {index}, one per parameter, got "
+                    f"{len(found)}: where its list of params is edited, edit this one too, or use "
+                    "add_param_group"
+                )
+
+
+def check_names(groups: Sequence[Group]) -> None:
+    """Check what the masks call the parameters of all groups.
+
+    Raises:
+        TypeError: no list of stream ids or layers.
+        ValueError: stream ids or layers of the wrong number or range, or a stream id used twice.
+    """
+    check_numbers(groups)
+    used: set[int] = set()
+    for group in groups:
+        n_params = len(group["params"])
+        check_ids(group["stream_ids"], group["layers"])
+        n_used = len(used)
+        used.update(group["stream_ids"])
+        if len(used) != n_used + n_params:
+            raise ValueError(
+                f"expected stream_ids that no other parameter has, got {group['stream_ids']}"
+            )

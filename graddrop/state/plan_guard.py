@@ -1,0 +1,126 @@
+"""What a plan was made for, and whether it is still so: looked at before every step.
+
+This is the greater part of a step's host time, so everything is compared a list at a time, by
+functions that loop in C.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from itertools import chain, compress
+from operator import attrgetter, is_, itemgetter, le
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..step.sharding import are_plain, local_tensors
+from ..step.tables import Knobs
+from .checkpoint import STATE_KEYS
+from .groups import Group
+
+State = Mapping[Tensor, dict[str, Any]]
+_STATE = itemgetter(*STATE_KEYS)
+_NAMES = itemgetter("stream_ids", "layers")
+_DTYPE, _LAYOUT, _SHAPE = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
+_SHAPE_AND_DEVICE = attrgetter("shape", "device")
+
+
+class Premises:
+    """Groups, parameters, state and the layout of gradients at the time when a plan was made.
+
+    Gradients are not kept: between two steps their memory belongs to whoever needs it.
+
+    Args:
+        groups: the optimizer's param groups.
+        params: all of their parameters.
+        grads: for each that takes part, a tensor laid out as its local gradient; None for the
+            others. All are dense.
+        state: the optimizer's; each parameter that takes part has all of its state.
+        knobs: one per group.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: State,
+        knobs: Sequence[Knobs],
+    ) -> None:
+        self._params = list(params)
+        # What the masks call the parameters: lists, which a user may edit.
+        self._names = [tuple(map(copy, _NAMES(group))) for group in groups]
+        self._knobs, self._structure = knobs, _structure(knobs)
+        self._planned = [grad is not None for grad in grads]
+        self._moving = list(compress(params, self._planned))
+        self._owners = list(state.values())  # dicts
+        self._own = [state[param] for param in self._moving]
+        self._held = list(chain.from_iterable(map(_STATE, self._own)))
+        # torch sees to it that its own parameters have gradients of their shape and device.
+        self._plain = are_plain(params)
+        self._all_plain = self._plain and are_plain(self._held)
+        self._places = self._find_places()
+        self._layouts = self._find_layouts(list(compress(grads, self._planned)))
+
+    def hold(
+        self,
+        groups: Sequence[Group],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        state: State,
+        knobs: Sequence[Knobs],
+    ) -> bool:
+        """Whether only values, or gradients' places, differ. Arguments as for the constructor.
+
+        Some that take part may have no gradient this time. Places are compared, not objects
+        alone: ``.data = `` swaps the memory of a tensor, or makes it another view of its own.
+        """
+        try:
+            held = chain.from_iterable(map(_STATE, self._own))
+            return (
+                len(params) == len(self._params)
+                and len(state) == len(self._owners)
+                and all(map(is_, params, self._params))
+                and are_plain(params) == self._plain  # classes may be swapped
+                and all(map(is_, state.values(), self._owners))
+                and all(map(is_, held, self._held))
+                and list(map(_NAMES, groups)) == self._names
+                and (knobs is self._knobs or _structure(knobs) == self._structure)
+                and self._find_places() == self._places
+                and self._take(grads)
+            )
+        except KeyError:  # a part of the state is gone
+            return False
+
+    def _find_places(self) -> tuple[list[Any], ...]:
+        params: Sequence[Tensor] = self._moving
+        held: Sequence[Tensor] = self._held
+        if not self._all_plain:
+            params, held = local_tensors(params), local_tensors(held)
+        addresses = list(map(Tensor.data_ptr, chain(params, held)))
+        return addresses, list(map(_SHAPE, params)), list(map(Tensor.stride, params))
+
+    def _take(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether the plan takes these gradients."""
+        present = [grad is not None for grad in grads]
+        if not all(map(le, present, self._planned)):
+            return False
+        among = list(compress(present, self._planned))
+        expected = self._layouts
+        if not all(among):
+            expected = tuple(list(compress(column, among)) for column in expected)
+        return self._find_layouts(list(compress(grads, present))) == expected
+
+    def _find_layouts(self, grads: Sequence[Any]) -> tuple[list[Any], ...]:
+        """What the tables and the choice of code depend on beside the parameters."""
+        if set(map(_LAYOUT, grads)) - {torch.strided}:
+            return ()  # only strided tensors have strides; no plan is made for others
+        columns = list(map(_DTYPE, grads)), list(map(Tensor.stride, grads))
+        return columns if self._plain else (*columns, list(map(_SHAPE_AND_DEVICE, grads)))
+
+
+def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
+    """What the tables' modes depend on."""
+    return [
+        (k.granularity, k.site, k.mask_decay, k.masks_nothing, k.stochastic_rounding) for k in knobs
+    ]

@@ -1,0 +1,70 @@
+"""The command `graddrop score`: the official scores of prediction files."""
+
+import argparse
+from pathlib import Path
+
+from graddrop.xglue.data.layouts import DataError
+from graddrop.xglue.data.sources import open_source
+from graddrop.xglue.data.splits import evaluation_languages
+from graddrop.xglue.scores.metrics import METRICS
+from graddrop.xglue.scores.predictions import (
+    columns_of,
+    prediction_file,
+    read_predictions,
+    strangers,
+)
+from graddrop.xglue.scores.text_table import score_table
+from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, get_task
+from graddrop.xglue.training.run_folder import write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--task", required=True, choices=tuple(TASKS))
+    parser.add_argument(
+        "--predictions", required=True, type=Path, help="folder that holds TASK/LANGUAGE.prediction"
+    )
+    parser.add_argument("--data", required=True, help="folder, .tar.gz, hub or hub-archive")
+    parser.add_argument("--verify", action="store_true", help="check the archive's checksum")
+    parser.add_argument("--split", choices=EVAL_SPLITS, default="test")
+    parser.add_argument("--languages", nargs="*", default=(), help="default: all that are found")
+    parser.add_argument("--json", type=Path, help="file for the scores in full precision")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score and print a table.
+
+    Raises:
+        DataError: If nothing is found to score, or a file is malformed.
+        ValueError: If the task has no such language.
+    """
+    task = get_task(args.task)
+    task.check_languages(args.languages)
+    source = open_source(args.data, verify=args.verify)
+    found, missing = evaluation_languages(task, source, args.split, tuple(args.languages))
+    scores: dict[str, dict[str, float]] = {}
+    notes = [f"no {args.split} file, skipped: {', '.join(missing)}"] if missing else []
+    for language in found:
+        path = prediction_file(args.predictions, task, language)
+        if not path.is_file():
+            notes.append(f"no predictions, skipped: {language}")
+            continue
+        examples = columns_of(source.examples(task, args.split, language))
+        predictions = read_predictions(task, path, examples)
+        unknown = strangers(task, predictions)
+        if unknown:
+            notes.append(f"{path}: no labels, counted wrong: {', '.join(map(repr, unknown[:5]))}")
+        scores[language] = {
+            name: METRICS[name](examples, predictions, language) for name in task.metrics
+        }
+    if not scores:
+        raise DataError(
+            f"nothing to score: no language with both a {args.split} file in {args.data} and "
+            f"predictions in {args.predictions / task.folder}"
+        )
+    print(score_table(task.name, {args.split: scores}))
+    for note in notes:
+        print(note)
+    if args.json:
+        write_json(args.json, scores)
+    return 0

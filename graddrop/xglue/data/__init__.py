@@ -1,0 +1,1 @@
+"""Examples: from files, the archive or the Hub to data sets."""

@@ -1,0 +1,1 @@
+"""One fine-tuning run, and the folder that it leaves."""

@@ -1,0 +1,91 @@
+"""The examples and model inputs of one run."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from graddrop.xglue.config import FinetuneConfig
+from graddrop.xglue.data.layouts import DataError
+from graddrop.xglue.data.sources import Source
+from graddrop.xglue.data.splits import evaluation_languages, load_split, silent
+from graddrop.xglue.heads.encoding import encode, longest_first
+from graddrop.xglue.tasks import EVAL_SPLITS, TRAIN_LANGUAGE, get_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class EvaluationSet(NamedTuple):
+    """One language of one split: the examples and the model inputs made of them."""
+
+    examples: "Dataset"
+    features: "Dataset"
+
+
+class RunData:
+    """The data of one run; what is missing or malformed shows at construction if it can.
+
+    Args:
+        config: The run, with its recipe filled in.
+        source: Where its data come from.
+
+    Raises:
+        DataError: If the training set, or the English dev set that picks the checkpoint, is
+            missing, empty or malformed.
+    """
+
+    def __init__(self, config: FinetuneConfig, source: Source) -> None:
+        self.config = config
+        self.task = get_task(config.task)
+        self.source = source
+        self.found: dict[str, list[str]] = {}
+        self.missing: dict[str, list[str]] = {}
+        for split in EVAL_SPLITS:
+            self.found[split], self.missing[split] = evaluation_languages(
+                self.task, source, split, config.languages
+            )
+        # Averaging needs every language; strict zero-shot looks at English alone.
+        every = config.eval_all or config.select == "average-dev"
+        self.watched = [
+            language for language in self.found["dev"] if every or language == TRAIN_LANGUAGE
+        ]
+        """Languages evaluated on dev during training."""
+        if config.select != "last" and not self.watched:
+            raise DataError(
+                f"{source.where(self.task, 'dev', TRAIN_LANGUAGE)}: not among the languages "
+                f"found; select={config.select} needs it, select=last does not"
+            )
+        self.train = load_split(self.task, source, "train", limit=config.limit_train)
+
+    def texts(self) -> Iterator[str]:
+        """Yield every string of the training set, for training a tokenizer on."""
+        for example in self.train:
+            for value in example.values():
+                if isinstance(value, str):
+                    yield value
+                elif isinstance(value, list):
+                    yield " ".join(value)
+
+    def train_features(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
+        """Return the model inputs of the training set."""
+        return self._encode(self.train, tokenizer)
+
+    def evaluation_sets(
+        self, split: str, tokenizer: "PreTrainedTokenizerBase", languages: list[str]
+    ) -> Iterator[tuple[str, EvaluationSet]]:
+        """Yield languages with their examples and model inputs, one at a time.
+
+        Raises:
+            DataError: If a split is empty or malformed.
+        """
+        for language in languages:
+            with silent():
+                examples = load_split(
+                    self.task, self.source, split, language, self.config.limit_eval
+                )
+                features = longest_first(self._encode(examples, tokenizer))
+            yield language, EvaluationSet(examples, features)
+
+    def _encode(self, examples: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
+        assert self.config.max_length is not None
+        return encode(self.task, examples, tokenizer, self.config.max_length)

@@ -1,0 +1,115 @@
+"""transformers' Trainer with zero-shot scores for evaluation and sealed checkpoints."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from graddrop.xglue.heads import HEADS
+from graddrop.xglue.scores.metrics import METRICS
+from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
+from graddrop.xglue.training.run_data import EvaluationSet
+from graddrop.xglue.training.run_folder import RunFolder, seal, writing
+
+
+class ZeroShotTrainer(Trainer):
+    """A Trainer whose evaluation scores a task in several languages.
+
+    Args:
+        task: Row of the task table.
+        evaluations: What is evaluated during training, by language.
+        seconds_before: Seconds of training in earlier attempts at the same run.
+        **kwargs: Arguments of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        evaluations: Mapping[str, EvaluationSet],
+        seconds_before: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        # The heads average their loss over the batch at hand and ignore the number of items that
+        # the Trainer would pass them; unless told so, it leaves the sum over micro-batches, and
+        # over devices, undivided.
+        kwargs["model"].accepts_loss_kwargs = False
+        super().__init__(
+            preprocess_logits_for_metrics=HEADS[task.head].reduce,
+            # The Trainer wants to be given something to evaluate; `evaluate` is overridden.
+            eval_dataset={name: entry.features for name, entry in evaluations.items()},
+            **kwargs,
+        )
+        self.task = task
+        self.evaluations = evaluations
+        self._seconds_before = seconds_before
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and evaluation, those of earlier attempts included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def predict_language(self, entry: EvaluationSet) -> list[Any]:
+        """Return one prediction per example."""
+        output = self.predict(entry.features)
+        decode = HEADS[self.task.head].decode
+        return decode(self.task, entry.examples, entry.features, output.predictions)
+
+    def score(
+        self, entry: EvaluationSet, predictions: list[Any], language: str
+    ) -> dict[str, float]:
+        """Return the task's metrics as fractions, the official score first."""
+        columns = entry.examples.to_dict()
+        return {name: METRICS[name](columns, predictions, language) for name in self.task.metrics}
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score the languages given at construction.
+
+        Returns:
+            `eval_LANGUAGE` with the official score for each of them, `eval_average` with their
+            unweighted mean.
+        """
+        scores = {
+            language: self.score(entry, self.predict_language(entry), language)[self.task.score]
+            for language, entry in self.evaluations.items()
+        }
+        metrics = {f"{metric_key_prefix}_{language}": score for language, score in scores.items()}
+        metrics[f"{metric_key_prefix}_average"] = sum(scores.values()) / len(scores)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint, sealed once all processes have written their part of it.
+
+        Older ones go only then, other than the best one: there is a whole one at any moment.
+        """
+        assert self.args.output_dir is not None
+        folder = RunFolder(Path(self.args.output_dir))
+        checkpoint = folder.checkpoint(self.state.global_step)
+        with writing(checkpoint):
+            super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(checkpoint, {"seconds": self.seconds})
+            best = self.state.best_global_step
+            folder.discard_checkpoints([checkpoint, *([folder.checkpoint(best)] if best else [])])
+
+
+def selection_metric(select: str) -> str | None:
+    """Return the metric of `ZeroShotTrainer.evaluate` that picks the checkpoint.
+
+    Args:
+        select: `en-dev`, `average-dev` or `last`.
+    """
+    return {"en-dev": f"eval_{TRAIN_LANGUAGE}", "average-dev": "eval_average", "last": None}[select]

@@ -1,0 +1,401 @@
+"""Laws of the C++ kernel: the reference's step on every instruction set, thread count and cut.
+
+Masks are compared bit for bit: under ``site="freeze"`` the first moment leaves zero exactly where
+kept. Numbers are compared with the step in float64; bit for bit where only the way differs.
+"""
+
+import itertools
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from graddrop import testing
+from graddrop.kernels.cpu import binding
+from graddrop.mask import Shard, keep_mask
+from graddrop.step import backends
+from graddrop.testing import BF16, F32, FP32_ARITHMETIC, make_knobs, random_entry
+
+pytestmark = pytest.mark.skipif(
+    not binding.LIBRARY.exists() and shutil.which("c++") is None,
+    reason="the CPU kernel is not built, and there is no C++ compiler to build it",
+)
+
+DTYPES = {name: dtypes for name, dtypes in testing.DTYPES.items() if binding.supports(*dtypes)} | {
+    "fp32 with bf16 moments": (F32, F32, BF16),
+    "bf16 with fp32 gradients": (BF16, F32, F32),
+}
+SITES = {
+    "grad": {"site": "grad"},
+    "update": {"site": "update"},
+    "update, all decay": {"site": "update", "mask_decay": False},
+    "freeze": {"site": "freeze"},
+}
+# empty, tiny, around a tile; matrices with rows of all kinds; a scalar
+SHAPES = [(0,), (1,), (3,), (1023,), (1024,), (1025,), (2051,), (9, 20), (13, 7), (50, 1), ()]
+
+
+@pytest.fixture(params=binding.ISAS)
+def isa(request, monkeypatch):
+    """Every instruction set that this machine runs."""
+    return force_isa(request.param, monkeypatch)
+
+
+def force_isa(name, monkeypatch):
+    """Run the named instruction set, skip where the machine does not have it."""
+    monkeypatch.setenv("GRADDROP_CPU_ISA", name)
+    binding.load.cache_clear()
+    try:
+        binding.load()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_forced():
+    """Load anew after each test."""
+    yield
+    binding.load.cache_clear()
+    binding.is_available.cache_clear()
+
+
+@pytest.fixture(params=[1, 2, 3])
+def n_threads(request):
+    """Fewer and more threads than there are cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def step(entries, knobs, counters=(0, 0)):
+    """One step of the entries; returns the counters afterwards."""
+    counters = torch.tensor(counters, dtype=torch.int64)
+    executor = backends.make_executor("cpu", entries, knobs, torch.device("cpu"))
+    executor.prepare(knobs, counters, None, None)
+    executor.step(None)
+    return counters.tolist()
+
+
+def entries_of(shapes, dtypes=DTYPES["fp32"], **options):
+    """One random tensor of each shape, every stream and three layers among them."""
+    return [
+        random_entry(shape, dtypes, seed=i, stream_id=i, layer=i % 3, **options)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def copied(entry):
+    """The entry with its own copy of everything a step changes."""
+    names = ("param", "exp_avg", "exp_avg_sq", "step")
+    return replace(entry, **{name: getattr(entry, name).clone() for name in names})
+
+
+def values(entry):
+    """What a step changes, its counter aside."""
+    return [entry.param, entry.exp_avg, entry.exp_avg_sq]
+
+
+def assert_same_bits(entries, others):
+    """Judge that pairs of entries agree in every bit."""
+    for entry, other in zip(entries, others, strict=True):
+        for a, b in zip(values(entry), values(other), strict=True):
+            assert torch.equal(a, b)
+
+
+def assert_step_is_the_reference(entries, knobs, counters=(0, 0)):
+    """Step the entries, judge each one; ``knobs`` one per group."""
+    befores = [testing.values_of(entry) for entry in entries]
+    exact = [
+        testing.exact_step(
+            entry, knobs[entry.group], steps_finished=counters[0], masks_begun=counters[1]
+        )
+        for entry in entries
+    ]
+    steps = [entry.step.item() for entry in entries]
+    assert step(entries, knobs, counters) == [counters[0] + 1, counters[1]]
+    worst = [
+        testing.excess_error(before, entry, ideal, knobs[entry.group], FP32_ARITHMETIC)
+        for before, entry, ideal in zip(befores, entries, exact, strict=True)
+    ]
+    assert max(worst) <= 1, worst
+    assert [entry.step.item() for entry in entries] == [n + 1 for n in steps]
+
+
+# -- the step --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("granularity", ["element", "row", "tensor", "layer"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_is_the_reference(fused, dtypes, site, granularity, monkeypatch):
+    """Best and worst instruction set x dtype x site x granularity, a mix of sizes in one call."""
+    if not fused:
+        force_isa("baseline", monkeypatch)
+    knobs = make_knobs(granularity=granularity, rescale=True, **SITES[site])
+    assert_step_is_the_reference(entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
+
+
+@pytest.mark.parametrize("drop_prob", [0.0, 1.5 / 65536, 2.5 / 65536, 0.1, 0.5, 0.9, 1.0])
+def test_every_drop_prob(drop_prob):
+    """From exempt to everything dropped, halves of 1/65536 rounded to even."""
+    for site, granularity in itertools.product(SITES, ["element", "row", "tensor"]):
+        knobs = make_knobs(drop_prob=drop_prob, granularity=granularity, **SITES[site])
+        assert_step_is_the_reference(entries_of([(1500,), (37, 3)]), [knobs])
+
+
+def test_groups_keep_their_own_numbers():
+    """Several groups, modes and dtypes in one step: each tensor has its own group's knobs."""
+    knobs = [
+        make_knobs(drop_prob=0.0, lr=1e-3),
+        make_knobs(drop_prob=0.7, weight_decay=0.3, seed=5),
+        make_knobs(drop_prob=0.5, site="freeze", granularity="row", beta1=0.5),
+        make_knobs(drop_prob=0.5, site="update", granularity="tensor", period=0),
+        make_knobs(maximize=True, beta1=0.0, beta2=0.0),
+    ]
+    entries = [
+        random_entry(shape, dtypes, seed=i, stream_id=i, group=i % 5)
+        for i, (dtypes, shape) in enumerate(
+            itertools.product(DTYPES.values(), [(700,), (8, 12), (40_003,)])
+        )
+    ]
+    for entry in entries[4::5]:
+        entry.exp_avg.zero_()  # of no use where beta1 is 0, but what lerp's rounding is relative to
+    assert_step_is_the_reference(entries, knobs, counters=(3, 2))
+
+
+def test_the_judge_can_fail():
+    """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
+    for draw, lr in ((1, 1e-2), (0, 1.001e-2)):
+        (entry,) = entries_of([(1300,)])
+        before = testing.values_of(entry)
+        exact = testing.exact_step(entry, make_knobs(lr=lr), steps_finished=draw)
+        knobs = make_knobs()
+        step([entry], [knobs])
+        assert testing.excess_error(before, entry, exact, knobs, FP32_ARITHMETIC) > 10
+
+
+# -- the masks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["element", "row"])
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_masks_are_the_contract_bit_for_bit(isa, granularity, dtypes):
+    """What moves under freeze is exactly what graddrop.mask keeps."""
+    entries = entries_of([(9001,), (33, 36), (33, 35), (5, 1000), (2000, 1)], DTYPES[dtypes])
+    knobs = make_knobs(granularity=granularity, site="freeze")
+    masks = drawn_masks(entries, knobs, counters=(7, 0))
+    for entry, mask in zip(entries, masks, strict=True):
+        expected = mask_of(entry, knobs, draw=7)
+        assert torch.equal(mask, expected)
+        assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
+
+
+def drawn_masks(entries, knobs, counters=(0, 0)):
+    """The keep masks that the kernel draws, read from what moves under freeze."""
+    assert knobs.site == "freeze"
+    for entry in entries:
+        entry.grad.fill_(1.0)
+        entry.exp_avg.zero_()
+    step(entries, [knobs], counters)
+    return [entry.exp_avg != 0 for entry in entries]
+
+
+def mask_of(entry, knobs, draw):
+    """The keep mask by the contract."""
+    return keep_mask(
+        tuple(entry.param.shape),
+        granularity=knobs.granularity,
+        stream_id=entry.stream_id,
+        layer=entry.layer,
+        seed=knobs.seed,
+        draw=draw,
+        drop_prob=knobs.drop_prob,
+        shard=entry.shard,
+    )
+
+
+@pytest.mark.parametrize(
+    ("period", "counters", "draw"), [(1, (9, 4), 9), (4, (9, 4), 2), (0, (9, 2**32 - 1), 2**32 - 1)]
+)
+def test_the_draw_follows_the_period(period, counters, draw):
+    """Steps finished, that // K, or masks begun by hand."""
+    (entry,) = entries_of([(1200,)])
+    knobs = make_knobs(period=period, site="freeze")
+    (mask,) = drawn_masks([entry], knobs, counters)
+    assert torch.equal(mask, mask_of(entry, knobs, draw))
+    assert not torch.equal(mask, mask_of(entry, knobs, draw - 1))
+
+
+@pytest.mark.parametrize("begin", [1, 500, 512, 1000, 2**31 - 500, 2**32 + 1, 2**42 - 700])
+@pytest.mark.parametrize("dtypes", ["fp32", "all bf16"])
+def test_a_shard_steps_as_part_of_the_whole(isa, begin, dtypes):
+    """Any first element, beyond 2**31, 2**32 and call 2**32 of the generator too."""
+    shard = Shard((2**43,), (begin,))
+    for size in (1, 11, 1300):
+        entry = random_entry((size,), DTYPES[dtypes], seed=0, shard=shard)
+        knobs = make_knobs(site="freeze")
+        assert_step_is_the_reference([entry], [knobs])
+        (mask,) = drawn_masks([entry], knobs)
+        assert torch.equal(mask, mask_of(entry, knobs, draw=0))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_is_dropped_stays_out(isa, site):
+    """NaN and infinity in a dropped entry's gradient go nowhere; in a kept entry's they show."""
+    for poison, dtypes in itertools.product((float("nan"), float("inf")), ("fp32", "all bf16")):
+        (entry,) = entries_of([(3000,)], DTYPES[dtypes])
+        knobs = make_knobs(**SITES[site])
+        keep = mask_of(entry, knobs, draw=0)
+        entry.grad[~keep] = poison
+        first_kept = keep.nonzero()[0].item()
+        entry.grad[first_kept] = poison
+        step([entry], [knobs])
+        expected = torch.zeros(3000, dtype=torch.bool)
+        expected[first_kept] = True
+        assert torch.equal(entry.param.isnan(), expected)
+        if site in ("grad", "freeze"):
+            assert torch.equal(entry.exp_avg.isfinite(), ~expected)
+
+
+def test_a_frozen_tensor_stays_as_it_is():
+    """A tensor that is dropped whole under freeze keeps its bits; its step is counted."""
+    entries = entries_of([(2000,)] * 20)
+    befores = [copied(entry) for entry in entries]
+    knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
+    step(entries, [knobs])
+    dropped = [not mask_of(entry, knobs, draw=0).any() for entry in entries]
+    assert 0 < sum(dropped) < 20
+    for entry, before, is_dropped in zip(entries, befores, dropped, strict=True):
+        assert torch.equal(entry.param, before.param) == is_dropped
+        assert torch.equal(entry.exp_avg, before.exp_avg) == is_dropped
+        assert entry.step.item() == before.step.item() + 1
+
+
+# -- what must not matter --------------------------------------------------------------------------
+
+
+def mixed_entries():
+    """Tensors of all dtypes; the large ones make several chunks."""
+    shapes = [(40_003,), (1,), (300, 128), (64, 33), (5,)]
+    return [e for dtypes in DTYPES.values() for e in entries_of(shapes, dtypes)]
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("own_threads", [False, True])
+def test_thread_counts_give_the_same_bits(n_threads, own_threads, site, monkeypatch):
+    """More threads, the same result; also where torch's OpenMP is not found."""
+    knobs = [make_knobs(**SITES[site])]
+    entries, others = mixed_entries(), mixed_entries()
+    if own_threads:
+        alone = replace(binding.load(), gomp_parallel=None)
+        monkeypatch.setattr(binding, "load", lambda: alone)
+    step(entries, knobs)
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    step(others, knobs)
+    assert_same_bits(entries, others)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_instruction_sets_with_fma_give_the_same_bits(site, monkeypatch):
+    """AVX2 and AVX-512 round alike; the baseline, which cannot fuse, differs: the control."""
+    results = {}
+    for name in ("avx512", "avx2", "baseline"):
+        force_isa(name, monkeypatch)
+        results[name] = mixed_entries()
+        step(results[name], [make_knobs(**SITES[site])])
+    assert_same_bits(results["avx512"], results["avx2"])
+    assert not torch.equal(results["avx2"][0].exp_avg, results["baseline"][0].exp_avg)
+
+
+@pytest.mark.parametrize("granularity", ["element", "row"])
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_cutting_a_parameter_changes_no_bit(granularity, dtypes, dim):
+    """Shards of either dimension, cut anywhere, end in the bits of the whole."""
+    knobs = [make_knobs(granularity=granularity, site="freeze")]
+    shape = (71, 130)
+    whole = random_entry(shape, DTYPES[dtypes], seed=0)
+    shards = []
+    for begin, end in itertools.pairwise((0, 1, 8, 39, shape[dim])):
+        names = ("param", "grad", "exp_avg", "exp_avg_sq")
+        cuts = {name: getattr(whole, name).narrow(dim, begin, end - begin) for name in names}
+        offset = (begin, 0) if dim == 0 else (0, begin)
+        shards.append(copied(replace(whole, shard=Shard(shape, offset), **cuts)))
+    before = whole.param.clone()
+    step([whole], knobs)
+    step(shards, knobs)
+    for index in range(3):
+        joined = torch.cat([values(shard)[index] for shard in shards], dim=dim)
+        assert torch.equal(joined, values(whole)[index])
+    assert not torch.equal(whole.param, before)
+
+
+def transposed(tensor):
+    """Swap the first two dimensions in memory."""
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def channels_last(tensor):
+    """Dimension 1 innermost in memory."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def every_second(tensor):
+    """Gaps between entries."""
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def unaligned(tensor):
+    """Begin one entry off the alignment."""
+    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return flat.view(tensor.shape).copy_(tensor)
+
+
+LAYOUTS = {
+    "transposed": ((70, 45), (transposed,) * 3),
+    "transposed gradient": ((70, 45), (torch.clone, transposed, torch.clone)),
+    "transposed parameter": ((70, 45), (transposed, torch.clone, torch.clone)),
+    "channels last": ((16, 4, 5, 7), (channels_last,) * 3),
+    "channels last gradient": ((16, 4, 5, 7), (torch.clone, channels_last, torch.clone)),
+    "every second entry": ((7, 500), (every_second, torch.clone, torch.clone)),
+    "unaligned": ((3300,), (unaligned,) * 3),
+    "unaligned gradient": ((3300,), (torch.clone, unaligned, torch.clone)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("granularity", ["element", "row"])
+def test_any_layout_gives_the_same_bits(layout, dtypes, granularity):
+    """Strides and alignment decide where an entry lies, never what becomes of it."""
+    shape, (of_param, of_grad, of_moments) = LAYOUTS[layout]
+    entry = random_entry(shape, DTYPES[dtypes], seed=0)
+    relaid = replace(
+        entry,
+        param=of_param(entry.param),
+        grad=of_grad(entry.grad),
+        exp_avg=of_moments(entry.exp_avg),
+        exp_avg_sq=of_moments(entry.exp_avg_sq),
+        step=entry.step.clone(),
+    )
+    before = entry.param.clone()
+    knobs = [make_knobs(granularity=granularity, site="freeze")]
+    step([entry], knobs)
+    step([relaid], knobs)
+    assert_same_bits([entry], [relaid])
+    assert not torch.equal(entry.param, before)
+
+
+def test_an_exempt_group_is_plain_adamw():
+    """drop_prob 0 gives the bits of a tensor that is not masked at all, whatever the knobs."""
+    plain_entries = entries_of([(5000,)])
+    step(plain_entries, [make_knobs(drop_prob=0.0)])
+    for granularity, site in itertools.product(["element", "row", "tensor"], SITES):
+        entries = entries_of([(5000,)])  # in a masked mode, with a threshold that rounds to 0
+        step(entries, [make_knobs(drop_prob=1e-9, granularity=granularity, **SITES[site])])
+        assert_same_bits(entries, plain_entries)

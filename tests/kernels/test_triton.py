@@ -1,0 +1,376 @@
+"""Laws of the Triton kernels against the reference: in the interpreter, or on a GPU.
+
+Masks are compared bit for bit: under ``site="freeze"`` a dropped entry keeps its bits and a kept
+one does not. Numbers are compared as updates, against the step in float64.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from graddrop import testing
+from graddrop.mask import Shard, keep_mask
+from graddrop.step.backends import make_executor
+from graddrop.testing import DTYPES, make_knobs, random_entry
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from graddrop.kernels import abi
+from graddrop.kernels.gpu import launch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = testing.INTERPRETED if launch.interpreted() else testing.FP32_ARITHMETIC
+SITES = {
+    "grad": {"site": "grad"},
+    "update": {"site": "update"},
+    "update, all decay": {"site": "update", "mask_decay": False},
+    "freeze": {"site": "freeze"},
+}
+# 0, 1, both sides of a tile, an odd one of two tiles, one with full chunks; matrices with rows that
+# are and are not multiples of four, a vector of one-entry rows, a scalar
+SHAPES = [(0,), (1,), (1023,), (1024,), (1025,), (2051,), (9, 20), (13, 7), (50, 1), ()]
+
+pytestmark = pytest.mark.gpu
+
+
+def _executor_of(entries, knobs):
+    return make_executor("triton", entries, knobs, DEVICE)
+
+
+def step(entries, knobs, counters=(0, 0), **scaling):
+    """One step of the entries; returns the counters afterwards."""
+    counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
+    scaling = {"grad_scale": None, "found_inf": None} | scaling
+    executor = _executor_of(entries, knobs)
+    executor.prepare(knobs, counters, **scaling)
+    executor.step(None)
+    return counters.tolist()
+
+
+def _entries_of(shapes, dtypes=DTYPES["fp32"], **options):
+    return [
+        random_entry(shape, dtypes, seed=i, stream_id=i, layer=i % 3, device=DEVICE, **options)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def assert_step_is_the_reference(entries, knobs, counters=(0, 0)):
+    """Step the entries, judge each one; ``knobs`` one per group."""
+    befores = [testing.values_of(entry) for entry in entries]
+    exact = [
+        testing.exact_step(
+            entry, knobs[entry.group], steps_finished=counters[0], masks_begun=counters[1]
+        )
+        for entry in entries
+    ]
+    steps = [entry.step.item() for entry in entries]
+    assert step(entries, knobs, counters) == [counters[0] + 1, counters[1]]
+    worst = [
+        testing.excess_error(before, entry, ideal, knobs[entry.group], TOLERANCE)
+        for before, entry, ideal in zip(befores, entries, exact, strict=True)
+    ]
+    assert max(worst) <= 1, worst
+    assert [entry.step.item() for entry in entries] == [n + 1 for n in steps]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("granularity", ["element", "row", "tensor", "layer"])
+def test_a_step_is_the_reference(dtypes, site, granularity):
+    """dtype x site x granularity, over a mix of sizes in one launch per signature."""
+    knobs = make_knobs(granularity=granularity, rescale=True, **SITES[site])
+    assert_step_is_the_reference(_entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
+
+
+@pytest.mark.parametrize("drop_prob", [0.0, 1 / 65536, 0.1, 0.5, 0.9, 1.0])
+def test_every_drop_prob(drop_prob):
+    """From exempt to everything dropped."""
+    for site in ("grad", "freeze"):
+        knobs = make_knobs(drop_prob=drop_prob, site=site)
+        assert_step_is_the_reference(_entries_of([(1500,), (37,)]), [knobs])
+
+
+def test_maximize_and_zero_betas():
+    """The sign of the gradient, and beta = 0, whose logarithm is infinite."""
+    knobs = make_knobs(maximize=True, beta1=0.0, beta2=0.0)
+    assert_step_is_the_reference(_entries_of([(1500,)]), [knobs])
+
+
+def decaying(entries, **changes):
+    """Make each kept entry halve, and nothing else: a mask that can be read off, in any dtype."""
+    for entry in entries:
+        entry.grad.zero_()
+        entry.exp_avg.zero_()
+    return make_knobs(site="freeze", lr=1.0, weight_decay=0.5, **changes)
+
+
+def _kept_bits(entry, before):
+    return entry.param.detach() != before
+
+
+@pytest.mark.parametrize("granularity", ["element", "row"])
+@pytest.mark.parametrize("dtypes", ["fp32", "all bf16"])
+def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
+    """What moves under freeze is exactly what graddrop.mask keeps."""
+    shapes = [(4099,), (33, 36), (33, 35)]
+    entries = _entries_of(shapes, DTYPES[dtypes])
+    knobs = decaying(entries, granularity=granularity)
+    befores = [entry.param.clone() for entry in entries]
+    step(entries, [knobs], counters=(7, 0))
+    for entry, before in zip(entries, befores, strict=True):
+        expected = keep_mask(
+            tuple(entry.param.shape),
+            granularity=granularity,
+            stream_id=entry.stream_id,
+            layer=None,
+            seed=knobs.seed,
+            draw=7,
+            drop_prob=knobs.drop_prob,
+            device=DEVICE,
+        )
+        assert torch.equal(_kept_bits(entry, before), expected)
+        assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
+
+
+@pytest.mark.parametrize(
+    ("period", "counters", "draw"), [(1, (9, 4), 9), (4, (9, 4), 2), (0, (9, 4), 4)]
+)
+def test_the_draw_follows_the_period(period, counters, draw):
+    """Steps finished, that // K, or masks begun by hand: computed on the device."""
+    (entry,) = _entries_of([(1200,)])
+    before = entry.param.clone()
+    knobs = decaying([entry], period=period)
+    step([entry], [knobs], counters)
+    key = {"granularity": "element", "stream_id": 0, "layer": None, "drop_prob": 0.3}
+    moved = _kept_bits(entry, before)
+    assert torch.equal(moved, keep_mask((1200,), seed=knobs.seed, draw=draw, device=DEVICE, **key))
+    assert not torch.equal(
+        moved, keep_mask((1200,), seed=knobs.seed, draw=draw + 1, device=DEVICE, **key)
+    )
+
+
+@pytest.mark.parametrize("begin", [16, 1024 - 16, 1000, 7, 2**31 - 500, 2**32 + 1, 2**35 + 16])
+@pytest.mark.parametrize("dtypes", ["fp32", "all bf16"])
+def test_a_shard_steps_as_part_of_the_whole(begin, dtypes):
+    """Any first element, aligned or not, beyond 2**31 and 2**32 too: 64-bit offsets."""
+    shard = Shard((2**36,), (begin,))
+    entries = [random_entry((1300,), DTYPES[dtypes], seed=0, shard=shard, device=DEVICE)]
+    assert_step_is_the_reference(entries, [make_knobs(site="freeze")])
+
+
+@pytest.mark.parametrize("site", ["grad", "freeze"])
+@pytest.mark.parametrize("dtypes", ["fp32", "all bf16"])
+def test_a_cut_changes_no_bit(dtypes, site):
+    """Main loop or edge of a chunk, aligned or not, strided: an entry's result is the same."""
+    n, begin = 16 * 1024 + 700, 5003
+    (whole,) = _entries_of([(n,)], DTYPES[dtypes])
+    names = ("param", "grad", "exp_avg", "exp_avg_sq")
+    parts = {name: getattr(whole, name)[begin:].clone() for name in names}
+    shard = replace(whole, **parts, step=whole.step.clone(), shard=Shard((n,), (begin,)))
+    moved = {name: _unaligned(getattr(whole, name)) for name in names}
+    unaligned = replace(whole, **moved, step=whole.step.clone())
+    spread = {name: _every_second(getattr(whole, name)) for name in names}
+    strided = replace(whole, **spread, step=whole.step.clone())
+    for entry in (whole, shard, unaligned, strided):
+        step([entry], [make_knobs(drop_prob=0.3, **SITES[site])])
+    for name in ("param", "exp_avg", "exp_avg_sq"):
+        values = getattr(whole, name)
+        assert torch.equal(getattr(shard, name), values[begin:])
+        assert torch.equal(getattr(unaligned, name), values)
+        assert torch.equal(getattr(strided, name), values)
+
+
+def test_a_block_of_a_matrix_steps_as_part_of_the_whole():
+    """A shard that is no contiguous range of the parameter: dimension 1, and rows of it."""
+    for offset, shape in (((0, 24), (40, 8)), ((10, 3), (5, 11))):
+        for granularity in ("element", "row"):
+            entry = random_entry(shape, seed=0, shard=Shard((40, 32), offset), device=DEVICE)
+            knobs = make_knobs(granularity=granularity, site="freeze")
+            assert_step_is_the_reference([entry], [knobs])
+
+
+def _transposed(tensor):
+    return tensor.t().contiguous().t()
+
+
+def _channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _every_second(tensor):
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def _unaligned(tensor):
+    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
+    return flat.view(tensor.shape).copy_(tensor)
+
+
+def _relaid(entry, layout, grad_layout, moment_layout):
+    changes = {
+        "param": layout(entry.param),
+        "grad": grad_layout(entry.grad),
+        "exp_avg": moment_layout(entry.exp_avg),
+        "exp_avg_sq": moment_layout(entry.exp_avg_sq),
+    }
+    fields = {name: getattr(entry, name) for name in entry.__slots__} | changes
+    return type(entry)(**fields)
+
+
+def _plain(tensor):
+    return tensor
+
+
+LAYOUTS = {
+    "transposed": ((30, 45), (_transposed,) * 3),
+    "transposed gradient": ((30, 45), (_plain, _transposed, _plain)),
+    "transposed parameter": ((30, 45), (_transposed, _plain, _plain)),
+    "channels last": ((6, 4, 5, 3), (_channels_last,) * 3),
+    "channels last gradient": ((6, 4, 5, 3), (_plain, _channels_last, _plain)),
+    "every second entry": ((7, 50), (_every_second, _plain, _plain)),
+    "unaligned": ((1300,), (_unaligned,) * 3),
+    "unaligned gradient": ((1300,), (_plain, _unaligned, _plain)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("granularity", ["element", "row"])
+def test_any_layout_steps_alike(layout, granularity):
+    """Strides and alignment decide where an entry lies, never which bits it has."""
+    shape, relays = LAYOUTS[layout]
+    entry = _relaid(random_entry(shape, seed=0, device=DEVICE), *relays)
+    assert_step_is_the_reference([entry], [make_knobs(granularity=granularity, site="freeze")])
+
+
+def test_groups_keep_their_own_numbers():
+    """Several groups, modes and dtypes in one step: each tensor has its own group's knobs."""
+    knobs = [
+        make_knobs(drop_prob=0.0, lr=1e-3),
+        make_knobs(drop_prob=0.7, weight_decay=0.3, seed=5),
+        make_knobs(drop_prob=0.5, site="freeze", granularity="row", beta1=0.5),
+        make_knobs(drop_prob=0.5, site="update", granularity="tensor", period=0),
+    ]
+    entries = [
+        random_entry(shape, dtypes, seed=i, stream_id=i, group=i % 4, device=DEVICE)
+        for i, (dtypes, shape) in enumerate(
+            itertools.product(DTYPES.values(), [(700,), (8, 12), (3,)])
+        )
+    ]
+    assert_step_is_the_reference(entries, knobs, counters=(3, 2))
+
+
+def test_many_tensors_are_of_one_draw():
+    """Programs that share out the tensors count each step once, and all before they do."""
+    n_tensors = launch.PREPARE_BLOCK + 5
+    entries = _entries_of([(3,)] * n_tensors)
+    knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
+    counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    begun_at = [entry.step.item() for entry in entries]
+    executor = _executor_of(entries, [knobs])
+    for draw in range(2):
+        before = [entry.param.clone() for entry in entries]
+        executor.prepare([knobs], counters, None, None)
+        executor.step(None)
+        moved = [not torch.equal(e.param, old) for e, old in zip(entries, before, strict=True)]
+        assert moved == knobs.keep_wholes(range(n_tensors), [None] * n_tensors, draw)
+        assert counters.tolist() == [draw + 1, 0]
+        assert [entry.step.item() for entry in entries] == [n + draw + 1 for n in begun_at]
+
+
+def test_one_launch_moves_all_tensors_of_a_signature():
+    """Launches per step: one that counts, then one per (dtypes, layout), not one per tensor."""
+    entries = _entries_of([(n,) for n in range(1, 30)])
+    knobs = [make_knobs()]
+    assert _executor_of(entries, knobs).n_launches == 2
+    mixed = entries + _entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
+    assert _executor_of(mixed, knobs).n_launches == 3
+
+
+@pytest.mark.parametrize("found_inf", [1.0, 0.0])
+def test_found_inf_skips_the_step_on_the_device(found_inf):
+    """Unless found_inf is 0 nothing changes, counters included."""
+    entries = _entries_of([(300,)])
+    befores = [(e.param.clone(), e.exp_avg.clone(), e.step.clone()) for e in entries]
+    flag = torch.tensor([found_inf], device=DEVICE)
+    counters = step(entries, [make_knobs()], (4, 0), found_inf=flag)
+    unchanged = [
+        torch.equal(after, before)
+        for entry, values in zip(entries, befores, strict=True)
+        for after, before in zip((entry.param, entry.exp_avg, entry.step), values, strict=True)
+    ]
+    assert counters == [4 if found_inf else 5, 0]
+    assert all(unchanged) if found_inf else not any(unchanged)
+
+
+def test_gradients_are_unscaled_in_passing():
+    """grad_scale divides the gradient in registers; memory keeps the scaled one."""
+    scaled, plain_entries = _entries_of([(300,)]), _entries_of([(300,)])
+    scaled[0].grad.mul_(1024.0)
+    kept = scaled[0].grad.clone()
+    step(scaled, [make_knobs()], grad_scale=torch.tensor([1024.0], device=DEVICE))
+    step(plain_entries, [make_knobs()])
+    assert torch.equal(scaled[0].param, plain_entries[0].param)
+    assert torch.equal(scaled[0].grad, kept)
+
+
+def test_a_device_threshold_rounds_half_to_even():
+    """drop_prob as a tensor is rounded on the device as on the host: ties to even."""
+    for numerator in (1.5, 2.5, 3.5, 65535.5):
+        (entry,) = _entries_of([(1030,)])
+        before = entry.param.clone()
+        probability = numerator / 65536
+        knobs = decaying(
+            [entry], drop_prob=torch.tensor(probability, dtype=torch.float64, device=DEVICE)
+        )
+        step([entry], [knobs])
+        expected = keep_mask(
+            (1030,),
+            granularity="element",
+            stream_id=0,
+            layer=None,
+            seed=knobs.seed,
+            draw=0,
+            drop_prob=probability,
+            device=DEVICE,
+        )
+        assert torch.equal(_kept_bits(entry, before), expected)
+
+
+def test_moved_gradients_are_followed():
+    """A gradient at a new address is read there, also when its alignment changes."""
+    (entry,) = _entries_of([(1300,)])
+    knobs = [make_knobs(drop_prob=0.0)]
+    executor = _executor_of([entry], knobs)
+    counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    for move in (_plain, _unaligned, torch.clone):
+        grad = move(torch.randn(1300, device=DEVICE))
+        executor.set_grads([grad])
+        fields = {name: getattr(entry, name) for name in entry.__slots__} | {"grad": grad}
+        moved = type(entry)(**fields)
+        before, exact = testing.values_of(moved), testing.exact_step(moved, knobs[0])
+        executor.prepare(knobs, counters, None, None)
+        executor.step(None)
+        assert testing.excess_error(before, moved, exact, knobs[0], TOLERANCE) <= 1
+
+
+def test_the_judge_can_fail():
+    """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
+    for change in ({"draw": 1}, {"lr": 1e-2 * 1.001}):
+        (entry,) = _entries_of([(1300,)])
+        knobs = make_knobs()
+        before = testing.values_of(entry)
+        other = make_knobs(lr=change.get("lr", knobs.lr))
+        exact = testing.exact_step(entry, other, steps_finished=change.get("draw", 0))
+        step([entry], [knobs])
+        assert testing.excess_error(before, entry, exact, knobs, TOLERANCE) > 10
+
+
+def test_the_launcher_names_its_modes_by_the_tables():
+    """Vector width falls back where 8 elements per thread would spill."""
+    bf16 = DTYPES["all bf16"]
+    element = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_GRAD)
+    row = 1 << (abi.SOURCE_ROW * abi.N_SITES + abi.SITE_GRAD)
+    assert launch.vector_width(bf16, 1 | element) == 8
+    assert launch.vector_width(bf16, 1 | element | row) == 4
+    assert launch.vector_width(DTYPES["fp32"], element) == 4

@@ -1,0 +1,323 @@
+"""Laws of bad knobs, parameters and groups: a clear message, and nothing half-changed."""
+
+import math
+import re
+
+import pytest
+import torch
+from helpers.small_runs import assert_same, make_params, params_of, snapshot, train
+from helpers.untouched import SHAPES, Untouched, trained
+from torch.nn import Parameter
+from torch.nn.parameter import UninitializedParameter
+
+from graddrop import FusedGradDropAdamW, schedules
+from graddrop.step.overlap import check_disjoint
+
+NAN, INF = math.nan, math.inf
+
+# Knob, bad value, error, what its message says. Each is refused by the constructor and, once the
+# optimizer is trained, by a new group and by step().
+KNOBS = [
+    ("lr", -1e-3, ValueError, "Invalid learning rate: -0.001: expected a finite number >= 0"),
+    ("lr", NAN, ValueError, "Invalid learning rate: nan"),
+    ("lr", INF, ValueError, "Invalid learning rate: inf"),
+    ("lr", "1e-3", TypeError, "Invalid learning rate: '1e-3': expected a number"),
+    ("lr", None, TypeError, "Invalid learning rate: None: expected a number"),
+    ("lr", torch.tensor([1e-3, 1e-3]), ValueError, "learning rate: tensor of shape (2,): expected"),
+    ("lr", torch.tensor(-1.0), ValueError, "Invalid learning rate: -1.0"),
+    ("betas", (-0.1, 0.9), ValueError, "Invalid beta parameter at index 0: -0.1: expected a num"),
+    ("betas", (0.9, 1.0), ValueError, "Invalid beta parameter at index 1: 1.0: expected a number"),
+    ("betas", (NAN, 0.9), ValueError, "Invalid beta parameter at index 0: nan"),
+    ("betas", (0.9,), ValueError, "Invalid betas: (0.9,): expected a pair"),
+    ("betas", (0.9, 0.99, 0.999), ValueError, "expected a pair"),
+    ("betas", 0.9, ValueError, "Invalid betas: 0.9: expected a pair"),
+    ("betas", ("0.9", 0.9), TypeError, "Invalid beta parameter at index 0: '0.9'"),
+    ("eps", -1e-8, ValueError, "Invalid epsilon value: -1e-08: expected a finite number >= 0"),
+    ("eps", NAN, ValueError, "Invalid epsilon value: nan"),
+    ("weight_decay", -0.1, ValueError, "Invalid weight_decay value: -0.1: expected a finite"),
+    ("weight_decay", INF, ValueError, "Invalid weight_decay value: inf"),
+    ("drop_prob", -0.1, ValueError, "Invalid drop_prob value: -0.1: expected a probability"),
+    ("drop_prob", 1.1, ValueError, "Invalid drop_prob value: 1.1: expected a probability"),
+    ("drop_prob", NAN, ValueError, "Invalid drop_prob value: nan: expected a probability"),
+    ("drop_prob", "half", TypeError, "Invalid drop_prob: 'half': expected a number"),
+    ("drop_prob", None, TypeError, "Invalid drop_prob: None: expected a number"),
+    ("drop_prob", True, TypeError, "Invalid drop_prob: True: expected a number"),
+    ("drop_prob", torch.tensor(2.0), ValueError, "Invalid drop_prob value: 2.0"),
+    ("drop_prob", torch.zeros(3), ValueError, "drop_prob: tensor of shape (3,): expected one"),
+    ("granularity", "column", ValueError, "Invalid granularity: 'column': expected one of ('elem"),
+    ("granularity", None, ValueError, "Invalid granularity: None"),
+    ("period", "week", ValueError, "Invalid period: 'week': expected one of ('step', 'epoch'), or"),
+    ("period", 0, ValueError, "Invalid period: 0: expected"),
+    ("period", -3, ValueError, "Invalid period: -3: expected"),
+    ("period", 1.5, ValueError, "Invalid period: 1.5: expected"),
+    ("period", True, ValueError, "Invalid period: True: expected"),
+    ("site", "state", ValueError, "Invalid site: 'state': expected one of ('grad', 'update', 'fre"),
+    ("rescale", "yes", TypeError, "Invalid rescale: 'yes': expected a bool"),
+    ("mask_decay", None, TypeError, "Invalid mask_decay: None: expected a bool"),
+    ("maximize", 1, TypeError, "Invalid maximize: 1: expected a bool"),
+    ("seed", -1, ValueError, "Invalid seed: -1: expected an integer in [0, 2**64)"),
+    ("seed", 1 << 64, ValueError, "Invalid seed: 18446744073709551616: expected"),
+    ("seed", 0.5, TypeError, "Invalid seed: 0.5: expected an int"),
+    ("seed", None, TypeError, "Invalid seed: None: expected an int"),
+]
+IDS = [f"{name}={value!r}" for name, value, *_ in KNOBS]
+
+
+@pytest.mark.parametrize("knob, value, error, message", KNOBS, ids=IDS)
+def test_a_bad_knob_is_refused(knob, value, error, message):
+    """By the constructor, by a new group and, set in a group by hand, by step()."""
+    with pytest.raises(error, match=re.escape(message)):
+        FusedGradDropAdamW(make_params(SHAPES), **{knob: value})
+    optimizer = trained()
+    untouched = Untouched(optimizer)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.add_param_group({"params": make_params(((2,),)), knob: value})
+    good = optimizer.param_groups[0][knob]
+    optimizer.param_groups[0][knob] = value
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step()
+    untouched.check(**{knob: good})
+
+
+def test_rescaling_what_is_never_kept_is_refused():
+    """drop_prob=1 with rescale=True divides by zero, also where a schedule or tensor says so."""
+    message = "rescale=True divides by the keep probability, which is 0 at drop_prob=1.0"
+    ways = (1.0, torch.tensor(1.0), schedules.Constant(1.0), lambda step: 1.0)
+    for way in ways:
+        with pytest.raises(ValueError, match=message):
+            FusedGradDropAdamW(make_params(SHAPES), drop_prob=way, rescale=True)
+    params = make_params(SHAPES)
+    optimizer = FusedGradDropAdamW(params, drop_prob=schedules.Linear(0.5, 1.0, 2), rescale=True)
+    train(optimizer, 2)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=message):
+        train(optimizer, range(2, 3))
+    assert_same(snapshot(optimizer), before)
+    FusedGradDropAdamW(params, drop_prob=1.0)  # control: without rescaling it is a choice
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: schedules.Constant(1.5), "Invalid drop_prob value: 1.5"),
+        (lambda: schedules.Linear(-0.1, 0.5, 10), "Invalid drop_prob value: -0.1"),
+        (lambda: schedules.Cosine(0.1, NAN, 10), "Invalid drop_prob value: nan"),
+        (lambda: schedules.Linear(0.1, 0.5, 0), "Invalid n_steps value: 0"),
+    ],
+)
+def test_a_bad_schedule_is_refused(make, message):
+    """A schedule that leaves [0, 1] says so when it is made."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_schedule_that_fails_changes_nothing():
+    """A callable that leaves [0, 1] or raises is refused where it does."""
+    optimizer = trained(drop_prob=lambda step: {0: 0.1, 1: 0.2, 2: 1.2}[step])
+    before, draws = snapshot(optimizer), optimizer.draws
+    with pytest.raises(ValueError, match=re.escape("Invalid drop_prob value: 1.2")):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+    assert optimizer.draws == draws
+    good = trained()
+    untouched = Untouched(good)
+    with pytest.raises(ZeroDivisionError):
+        good.add_param_group({"params": make_params(((2,),)), "drop_prob": lambda step: 1 / 0})
+    untouched.check()
+
+
+def shared():
+    """Two parameters that lie in one tensor and meet."""
+    whole = torch.zeros(10)
+    return [Parameter(whole[:6]), Parameter(whole[5:])]
+
+
+def interleaved():
+    """A column, a whole row between, and a part of that column: the first and last meet."""
+    whole = torch.zeros(4, 4)
+    return [Parameter(whole[:, 0]), Parameter(whole[0, 1:]), Parameter(whole[2:, 0])]
+
+
+def non_leaf():
+    """A tensor that autograd computed."""
+    return torch.zeros(3, requires_grad=True) * 2
+
+
+class Wrapper(torch.Tensor):
+    """A tensor subclass that holds its data elsewhere."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        """No storage of its own."""
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        """Nothing works."""
+        raise NotImplementedError
+
+
+P3 = Parameter(torch.zeros(3))
+PARAMS = {
+    "nothing": (list, ValueError, "optimizer got an empty parameter list"),
+    "a tensor": (lambda: torch.zeros(3), TypeError, "params argument given to the optimizer"),
+    "a number": (lambda: [1.0], TypeError, "optimizer can only optimize Tensors, got float"),
+    "a set": (lambda: {Parameter(torch.zeros(3))}, TypeError, "ordered collections"),
+    "a set in a group": (lambda: [{"params": {P3}}], TypeError, "ordered collections"),
+    "an integer": (
+        lambda: [torch.zeros(3, dtype=torch.int64)],
+        TypeError,
+        "expected a real floating-point parameter of 16 to 64 bits, got dtype torch.int64",
+    ),
+    "complex": (lambda: [Parameter(torch.zeros(3, dtype=torch.complex64))], TypeError, "complex64"),
+    "8 bits": (
+        lambda: [torch.zeros(3, dtype=torch.float8_e4m3fn)],
+        TypeError,
+        "got dtype torch.float8_e4m3fn",
+    ),
+    "meta": (lambda: [Parameter(torch.zeros(3, device="meta"))], ValueError, "materialise"),
+    "lazy": (lambda: [UninitializedParameter()], ValueError, "run the model once before"),
+    "a wrapper": (lambda: [Wrapper((3,))], ValueError, "got Wrapper of shape (3,)"),
+    "sparse": (lambda: [torch.eye(3).to_sparse()], ValueError, "expected a strided parameter"),
+    "expanded": (
+        lambda: [torch.zeros(1).expand(3).requires_grad_()],
+        ValueError,
+        "whose entries lie apart, got shape (3,) with strides (0,): call .contiguous()",
+    ),
+    "no leaf": (lambda: [non_leaf()], ValueError, "can't optimize a non-leaf Tensor"),
+    "twice": (lambda: [P3, P3], ValueError, "appears twice in one param group"),
+    "in two groups": (
+        lambda: [{"params": [P3]}, {"params": [P3]}],
+        ValueError,
+        "some parameters appear in more than one parameter group",
+    ),
+    "twice by name": (lambda: [("a", P3), ("b", P3)], ValueError, "appears twice"),
+    "sharing memory": (shared, ValueError, "parameters 0 and 1 of shapes (6,) and (5,) share mem"),
+    "sharing memory between groups": (
+        lambda: [{"params": [param]} for param in shared()],
+        ValueError,
+        "share memory",
+    ),
+    "interleaved": (interleaved, ValueError, "parameters 0 and 2 of shapes (4,) and (2,) share"),
+    "some names": (lambda: [("a", P3), Parameter(torch.zeros(2))], ValueError, "names are missing"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMS)
+def test_a_bad_parameter_is_refused(case):
+    """By the constructor, and in a new group, which leaves the optimizer as it was."""
+    make, error, message = PARAMS[case]
+    with pytest.raises(error, match=re.escape(message)):
+        FusedGradDropAdamW(make())
+    if case in ("nothing", "a tensor", "a number"):  # which are no groups, or good ones
+        return
+    optimizer = trained()
+    untouched = Untouched(optimizer)
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.add_param_group({"params": make()})
+    untouched.check()
+
+
+def test_neighbours_in_memory_are_welcome():
+    """Control: parameters that lie in one tensor without meeting are good parameters."""
+    whole = torch.zeros(6, 4)
+    params = [
+        Parameter(part) for part in (whole[:2], whole[2:4, 0], whole[2:4, 1:], whole[4:, ::2])
+    ]
+    check_disjoint(params, [whole[4:, 1::2], torch.zeros(0)])
+    FusedGradDropAdamW(params)
+
+
+GROUPS = [
+    (None, TypeError, "param_group must be a dict"),
+    ({"lr": 0.1}, KeyError, "params"),
+    ({"params": [("name", Parameter(torch.zeros(3)))]}, ValueError, "with/without names"),
+    (
+        {"stream_ids": [7]},
+        ValueError,
+        "expected 2 stream_ids in param group 1, one per parameter, got 1",
+    ),
+    ({"stream_ids": [0, 9]}, ValueError, "expected stream_ids that no other parameter has"),
+    ({"stream_ids": [9, 9]}, ValueError, "expected stream_ids that no other parameter has"),
+    ({"stream_ids": [2, 1 << 30]}, ValueError, "Invalid stream id: 1073741824: expected an int"),
+    ({"stream_ids": [2, -1]}, ValueError, "Invalid stream id: -1"),
+    ({"stream_ids": [2, 0.5]}, ValueError, "Invalid stream id: 0.5"),
+    ({"layers": [1]}, ValueError, "expected 2 layers in param group 1, one per parameter, got 1"),
+    ({"layers": -1}, ValueError, "Invalid layer: -1: expected an integer >= 0, or None"),
+    ({"layers": [1, "two"]}, ValueError, "Invalid layer: 'two'"),
+    ({"backend": "cpu"}, ValueError, "expected backend as an argument of the optimizer"),
+    ({"max_grad_norm": 1.0}, ValueError, "expected max_grad_norm as an argument of the optimizer"),
+    ({"lr": torch.tensor(0.1, device="meta")}, ValueError, "meta tensor of shape (): expected one"),
+    ({"granularity": "layer"}, ValueError, 'granularity="layer" has to know the layers: pass'),
+]
+
+
+@pytest.mark.parametrize("edit", [list.pop, lambda params: params.append(params[0])])
+def test_an_edited_list_of_parameters_is_said(edit):
+    """Masks need a name for each: the step says which lists do not fit, and changes nothing."""
+    optimizer = trained()
+    group = optimizer.param_groups[0]
+    untouched = Untouched(optimizer)
+    before = list(group["params"])
+    edit(group["params"])
+    for use in (optimizer.step, lambda: optimizer.keep_mask(before[0])):
+        with pytest.raises(ValueError, match="stream_ids in param group 0, one per parameter, got"):
+            use()
+    group["params"][:] = before
+    untouched.check()
+
+
+@pytest.mark.parametrize("group, error, message", GROUPS)
+def test_a_bad_group_is_refused(group, error, message):
+    """A group that does not fit leaves the optimizer as it was."""
+    optimizer = trained()
+    untouched = Untouched(optimizer)
+    if isinstance(group, dict) and error is not KeyError:
+        group = {"params": make_params(((3,), (2,)))} | group
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.add_param_group(group)
+    untouched.check()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"backend": "cuda"}, "Invalid backend: 'cuda': expected one of ('auto', 'triton', 'cpu'"),
+        (
+            {"state_dtype": torch.int8},
+            "Invalid state_dtype: torch.int8: expected one of (torch.float32,",
+        ),
+        (
+            {"state_dtype": "float32"},
+            "Invalid state_dtype: 'float32': expected one of (torch.float32,",
+        ),
+    ],
+)
+def test_a_bad_option_is_refused(options, message):
+    """What is the same for all groups is checked first."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FusedGradDropAdamW(make_params(SHAPES), **options)
+
+
+def test_a_draw_outside_its_range_is_refused():
+    """new_mask names a mask with 32 bits."""
+    optimizer = trained(period="epoch")
+    untouched = Untouched(optimizer)
+    for draw, error in (
+        (-1, ValueError),
+        (1 << 32, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ):
+        with pytest.raises(error, match=f"Invalid draw: {draw}"):
+            optimizer.new_mask(draw)
+    untouched.check()
+
+
+def test_the_mask_of_a_stranger_is_refused():
+    """keep_mask knows the optimizer's own parameters only, by identity."""
+    optimizer = trained()
+    with pytest.raises(ValueError, match=re.escape("got shape (5, 7)")):
+        optimizer.keep_mask(Parameter(params_of(optimizer)[0].detach().clone()))
+    with pytest.raises(TypeError, match="got <class 'str'>"):
+        optimizer.keep_mask("0.weight")

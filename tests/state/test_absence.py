@@ -1,0 +1,73 @@
+"""Laws of gradients that come and go from step to step."""
+
+import pytest
+import torch
+from helpers.small_runs import assert_same, make_grad, make_params, params_of, snapshot
+
+from graddrop import FusedGradDropAdamW
+
+SHAPES = ((5, 7), (1300,), (0, 3), (6, 4))
+
+
+def make(backend, device, **knobs):
+    """An optimizer of parameters of several layouts; the last is not contiguous."""
+    *params, last = make_params(SHAPES, device=device)
+    params.append(torch.nn.Parameter(last.detach().t()))
+    return FusedGradDropAdamW(params, lr=1e-2, seed=3, backend=backend, **knobs)
+
+
+def step(optimizer, number):
+    """A step in which the binary digits of its number say whose gradients are missing."""
+    absent = []
+    for index, param in enumerate(params_of(optimizer)):
+        param.grad = None if number >> index & 1 else make_grad(param, index, number)
+        if param.grad is None:
+            absent.append(param)
+    before = snapshot(optimizer, absent)
+    optimizer.step()
+    assert_same(snapshot(optimizer, absent), before)
+
+
+@pytest.mark.parametrize("masked_norm", [False, True])
+def test_who_has_none_stands_still(backend, device, masked_norm):
+    """Nothing of it changes, its counter included; the norm is that of the others."""
+    ours = make(backend, device, max_grad_norm=1.0, masked_norm=masked_norm)
+    judge = make("reference", "cpu", max_grad_norm=1.0, masked_norm=masked_norm)
+    for number in (0, 1, 2, 3, 8, 9, 15, 6, 0):
+        step(ours, number)
+        step(judge, number)
+        assert float(ours.grad_norm) == pytest.approx(float(judge.grad_norm), rel=1e-5)
+    counts = [int(ours.state[param]["step"]) for param in params_of(ours)]
+    assert counts == [5, 5, 7, 6]
+    for mine, theirs in zip(params_of(ours), params_of(judge), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs)
+
+
+def test_one_plan_serves_them_all(backend, device):
+    """Tables are made once, whichever of the gradients a step has."""
+    ours = make(backend, device)
+    step(ours, 0)
+    plan = ours._planner.latest
+    for number in (1, 8, 15, 0):
+        step(ours, number)
+        assert ours._planner.latest is plan
+    first = params_of(ours)[0]
+    first.grad = torch.zeros(7, 5, device=device).t()  # control: another layout is another plan
+    ours.step()
+    assert ours._planner.latest is not plan
+
+
+def test_state_that_was_loaded_waits_for_its_gradient(backend, device):
+    """Who has state is part of the plan before its first gradient here."""
+    before, ours = make(backend, device), make(backend, device)
+    step(before, 0)
+    ours.load_state_dict(before.state_dict())
+    for mine, theirs in zip(params_of(ours), params_of(before), strict=True):
+        mine.data.copy_(theirs.data)
+    step(ours, 2)
+    plan = ours._planner.latest
+    step(ours, 0)
+    assert ours._planner.latest is plan
+    for number in (2, 0):
+        step(before, number)
+    assert_same(snapshot(ours), snapshot(before))

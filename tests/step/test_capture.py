@@ -1,0 +1,178 @@
+"""Laws of CUDA graphs that hold steps."""
+
+import gc
+import weakref
+from contextlib import nullcontext
+
+import pytest
+import torch
+from helpers.small_runs import (
+    SMALL,
+    assert_same,
+    make_optimizer,
+    params_of,
+    set_grads,
+    snapshot,
+    train,
+)
+
+from graddrop import graddrop_adamw_, schedules
+from graddrop.kernels.gpu import capture
+
+
+def captured_step(optimizer):
+    """A CUDA graph of one step; the step before it warms up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_replays_of_a_graph_are_steps(max_grad_norm):
+    """Each replay of a captured step draws the next mask, as the eager step does."""
+    knobs = {"capturable": True, "max_grad_norm": max_grad_norm}
+    eager, captured = (make_optimizer("triton", "cuda", **knobs) for _ in range(2))
+    for optimizer in (eager, captured):
+        train(optimizer, 2)
+    graph = captured_step(captured)
+    eager.step()
+    for _ in range(3):
+        graph.replay()
+        eager.step()
+    assert_same(snapshot(captured), snapshot(eager))
+    assert captured.draws == eager.draws
+    assert captured.state_dict()["param_groups"] == eager.state_dict()["param_groups"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_replays_and_steps_take_turns():
+    """A replay reads the gradients of its capture, a step those that are there now."""
+    eager, mixed = (make_optimizer("triton", "cuda", capturable=True) for _ in range(2))
+    for optimizer in (eager, mixed):
+        train(optimizer, 2)
+    graph = captured_step(mixed)
+    eager.step()
+    at_capture = [param.grad for param in params_of(mixed)]
+    for step in range(4):
+        set_grads(params_of(eager), step)
+        if step % 2:
+            set_grads(params_of(mixed), step)  # elsewhere
+            mixed.step()
+        else:
+            for kept, param in zip(at_capture, params_of(eager), strict=True):
+                kept.copy_(param.grad)
+            graph.replay()
+        eager.step()
+    assert_same(snapshot(mixed), snapshot(eager))
+    assert mixed.draws == eager.draws
+
+
+def test_a_capture_has_a_plan_of_its_own(monkeypatch):
+    """What a graph will replay is kept apart from the tables of later steps, and alive."""
+    optimizer, plain = (make_optimizer("reference", capturable=True) for _ in range(2))
+    for each in (optimizer, plain):
+        train(each, 2)
+    latest = optimizer._planner.latest
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        train(optimizer, range(2, 3))
+    ((captured, _),) = optimizer._planner._captured
+    assert captured is not latest and optimizer._planner.latest is latest
+    train(optimizer, range(3, 5))
+    assert optimizer._planner.latest is latest
+    train(plain, range(2, 5))
+    assert_same(snapshot(optimizer), snapshot(plain))
+
+
+def test_a_graph_keeps_what_it_writes_to(monkeypatch, backend, device):
+    """Its replays advance the counters of its capture, also when a state has been loaded since."""
+    optimizer = make_optimizer(backend, device, SMALL, capturable=True)
+    train(optimizer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        if backend == "triton":
+            patch.setattr("graddrop.kernels.gpu.launch.relaxed_capture", nullcontext)
+        train(optimizer, range(1, 2))
+    (counters,) = map(weakref.ref, optimizer._counters._on.values())
+    moment = weakref.ref(optimizer.state[params_of(optimizer)[0]]["exp_avg"])
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, range(2, 3))
+    gc.collect()
+    assert counters() is not None and moment() is not None
+    optimizer._planner._captured.clear()  # control: the graph's plan was what kept them
+    gc.collect()
+    assert counters() is None and moment() is None
+
+
+def test_the_function_in_a_capture_is_refused(monkeypatch):
+    """Its tables are gone when it returns; it says who keeps them, and changes nothing."""
+    param = torch.ones(4)
+    state = [torch.zeros(4), torch.zeros(4), torch.zeros(())]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"FusedGradDropAdamW\(capturable=True\) keeps them"):
+        graddrop_adamw_([param], [torch.ones(4)], *([tensor] for tensor in state), lr=0.1, draw=0)
+    monkeypatch.undo()
+    assert_same([param, *state], [torch.ones(4), torch.zeros(4), torch.zeros(4), torch.zeros(())])
+    assert torch.Tag.cudagraph_unsafe in torch.ops.graddrop.adamw_.default.tags
+
+
+class Driver:
+    """CUDA's, as far as :mod:`graddrop.kernels.gpu.capture` calls it."""
+
+    def __init__(self, mode, status=0):
+        self.mode, self.status = mode, status
+
+    def cuThreadExchangeStreamCaptureMode(self, reference):
+        """Swap the thread's mode with the caller's."""
+        held = reference._obj
+        held.value, self.mode = self.mode, held.value
+        return self.status
+
+
+def test_a_relaxed_capture_ends_as_it_began(monkeypatch):
+    """Within, the thread may allocate; afterwards, also after an error, its mode is the old one."""
+    driver = Driver(mode=0)
+    monkeypatch.setattr(capture, "_driver", lambda: driver)
+    with pytest.raises(KeyError), capture.relaxed_capture():
+        assert driver.mode == capture.RELAXED
+        raise KeyError
+    assert driver.mode == 0
+    monkeypatch.setattr(capture, "_driver", lambda: Driver(mode=0, status=1))
+    with pytest.raises(RuntimeError, match="CUDA driver error 1"), capture.relaxed_capture():
+        pytest.fail("the driver refused")
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({}, "expected capturable=True in every param group"),
+        (
+            {"capturable": True, "drop_prob": schedules.Linear(0.0, 1.0, 9)},
+            "expected a tensor as drop_prob .*, got a schedule",
+        ),
+        ({"capturable": True, "lr": torch.tensor(0.1)}, "expected lr as a tensor on the GPU"),
+    ],
+)
+def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, message):
+    """While a CUDA graph is captured the step says what it needs, and changes nothing."""
+    optimizer = make_optimizer(**knobs)
+    train(optimizer, 1)
+    before = snapshot(optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    monkeypatch.undo()
+    assert_same(snapshot(optimizer), before)

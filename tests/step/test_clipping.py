@@ -1,0 +1,187 @@
+"""Laws of max_grad_norm: one look at the gradients, one factor in the step, none in memory."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers.small_runs import (
+    SHAPES,
+    SMALL,
+    assert_same,
+    make_grad,
+    make_optimizer,
+    params_of,
+    set_grads,
+    snapshot,
+    train,
+)
+
+from graddrop import FusedGradDropAdamW
+from graddrop.testing import DTYPES
+
+# An fp32 norm has some roundings, the factor too: Adam's update moves by as little.
+CLOSE = {"rtol": 1e-5, "atol": 1e-7}
+
+
+def norm_of(grads):
+    """Norm in float64."""
+    return math.sqrt(sum(float(grad.double().square().sum()) for grad in grads))
+
+
+def assert_close(ours, theirs):
+    """Equal but for roundings."""
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("max_norm", [0.3, 1e6])
+def test_it_is_clip_grad_norm_in_the_step(backend, device, max_norm):
+    """The same parameters as torch's clipping before the step, and gradients left as they were."""
+    ours = make_optimizer(backend, device, SMALL, eps=1e-2, max_grad_norm=max_norm)
+    theirs = make_optimizer(backend, device, SMALL, eps=1e-2)
+    for step in range(3):
+        for optimizer in (ours, theirs):
+            set_grads(params_of(optimizer), step)
+        expected = torch.nn.utils.clip_grad_norm_(params_of(theirs), max_norm)
+        ours.step()
+        theirs.step()
+        assert float(ours.grad_norm) == pytest.approx(float(expected), rel=1e-6)
+        for index, param in enumerate(params_of(ours)):
+            assert torch.equal(param.grad, make_grad(param, index, step))
+    assert_close(snapshot(ours), snapshot(theirs))
+    if max_norm == 1e6:  # the factor is 1: nothing is rounded
+        assert_same(snapshot(ours), snapshot(theirs))
+
+
+def test_clipping_moves_otherwise(backend, device):
+    """Control: with an eps that is felt, clipped steps are not the unclipped ones."""
+    runs = []
+    for max_norm in (0.3, None):
+        optimizer = make_optimizer(backend, device, SMALL, eps=1e-2, max_grad_norm=max_norm)
+        train(optimizer, 3)
+        runs.append(snapshot(optimizer))
+    assert not torch.allclose(runs[0][0], runs[1][0], **CLOSE)
+
+
+@pytest.mark.parametrize("granularity", ["element", "row", "tensor"])
+@pytest.mark.parametrize("site", ["grad", "update", "freeze"])
+def test_a_masked_norm_is_of_what_enters_the_moments(backend, device, granularity, site):
+    """Dropped entries do not count, what is kept counts rescaled; an update's mask drops none."""
+    knobs = {"granularity": granularity, "site": site, "rescale": True, "drop_prob": 0.25}
+    shapes = SMALL if backend == "triton" and device.type == "cpu" else SHAPES
+    ours = make_optimizer(
+        backend, device, shapes, max_grad_norm=math.inf, masked_norm=True, **knobs
+    )
+    for step in range(2):
+        set_grads(params_of(ours), step)
+        entering = [
+            param.grad if site == "update" else ours.keep_mask(param) * param.grad / 0.75
+            for param in params_of(ours)
+        ]
+        everything = norm_of(param.grad for param in params_of(ours))
+        ours.step()
+        assert float(ours.grad_norm) == pytest.approx(norm_of(entering), rel=1e-6)
+        assert site == "update" or float(ours.grad_norm) != pytest.approx(everything, rel=1e-3)
+
+
+# Infinity times a clipping factor of 0 is the NaN that the test makes on purpose: Triton's
+# interpreter computes in NumPy, which warns of it.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")
+def test_what_is_dropped_may_be_anything(backend, device):
+    """An infinity in a dropped entry stays out of the masked norm, and is in the norm of all."""
+    ours = make_optimizer(backend, device, SMALL, max_grad_norm=1.0, masked_norm=True)
+    set_grads(params_of(ours), 0)
+    for param in params_of(ours):
+        param.grad[~ours.keep_mask(param)] = torch.inf
+    everything = copy.deepcopy(ours)
+    for optimizer in (ours, everything):
+        optimizer.masked_norm = optimizer is ours
+        for ours_param, param in zip(params_of(ours), params_of(optimizer), strict=True):
+            param.grad = ours_param.grad
+        optimizer.step()
+    assert math.isfinite(ours.grad_norm)
+    assert all(tensor.isfinite().all() for tensor in snapshot(ours))
+    assert float(everything.grad_norm) == math.inf
+
+
+def test_norms_of_any_layout_and_dtype(backend, device):
+    """Strided, unaligned and 16-bit gradients, and tensors of several kinds in one step."""
+    generator = torch.Generator().manual_seed(5)
+    grads, params = [], []
+    for dtypes in DTYPES.values():
+        if backend == "cpu" and torch.float16 in dtypes:
+            continue
+        whole = torch.randn(13, 38, generator=generator).to(device, dtypes[1])
+        for grad in (whole, whole.t(), whole[:, ::2], whole.flatten()[1:450], whole[:0]):
+            param = torch.nn.Parameter(torch.zeros(grad.shape, dtype=dtypes[0], device=device))
+            param.grad = grad
+            grads.append(grad)
+            params.append(param)
+    ours = FusedGradDropAdamW(params, drop_prob=0.5, max_grad_norm=math.inf, backend=backend)
+    ours.step()
+    assert float(ours.grad_norm) == pytest.approx(norm_of(grads), rel=1e-6)
+
+
+def test_a_loss_scale_is_taken_out(backend, device):
+    """grad_norm and the bound are of the gradients without the scale that they carry."""
+    ours = make_optimizer(backend, device, SMALL, eps=1e-2, max_grad_norm=0.3)
+    plain = make_optimizer(backend, device, SMALL, eps=1e-2, max_grad_norm=0.3)
+    scaler = torch.amp.GradScaler(device.type, init_scale=256.0)
+    for masked in (False, True):
+        for optimizer in (ours, plain):
+            optimizer.masked_norm = masked
+            set_grads(params_of(optimizer), 0)
+        for param in params_of(ours):
+            param.grad = scaler.scale(param.grad)
+        scaler.step(ours)
+        scaler.update()
+        plain.step()
+        torch.testing.assert_close(ours.grad_norm, plain.grad_norm, rtol=1e-6, atol=0)
+        assert_close(snapshot(ours), snapshot(plain))
+
+
+def test_the_norm_is_the_same_for_any_number_of_threads():
+    """The CPU kernel adds up in one order, whoever computed the parts."""
+    norms = set()
+    threads = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            optimizer = make_optimizer("cpu", shapes=((301, 1027),), max_grad_norm=1.0)
+            train(optimizer, 1)
+            norms.add(float(optimizer.grad_norm))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(norms) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm: 0.0: expected a number > 0"),
+        ({"max_grad_norm": -1}, ValueError, "expected a number > 0"),
+        ({"max_grad_norm": math.nan}, ValueError, "expected a number > 0"),
+        ({"max_grad_norm": "1"}, TypeError, "expected a number > 0"),
+        ({"max_grad_norm": 1.0, "masked_norm": 1}, TypeError, "masked_norm: 1: expected a bool"),
+    ],
+)
+def test_bad_bounds_are_refused(arguments, error, message):
+    """At construction, and at the step if they are set later: nothing has changed then."""
+    with pytest.raises(error, match=message):
+        make_optimizer(**arguments)
+    optimizer = make_optimizer()
+    train(optimizer, 1)
+    before = snapshot(optimizer)
+    for name, value in arguments.items():
+        setattr(optimizer, name, value)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+
+
+def test_a_step_without_gradients_has_no_norm(backend, device):
+    """Nothing to measure: None, and no error."""
+    optimizer = make_optimizer(backend, device, SMALL, max_grad_norm=1.0)
+    optimizer.step()
+    assert optimizer.grad_norm is None

@@ -1,0 +1,397 @@
+"""Laws of reading: every trap of the official files, every kind of source, the cache."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datasets", reason="needs the extra xglue")
+pytest.importorskip("huggingface_hub", reason="needs the extra xglue")
+
+import datasets
+import huggingface_hub
+from helpers.xglue_files import LANGUAGES, NO_REAL_DATA, REAL_DATA, write_archive
+
+from graddrop.xglue.data.layouts import DataError, read_file
+from graddrop.xglue.data.sources import FolderSource, open_source
+from graddrop.xglue.data.splits import evaluation_languages, load_split, sources
+from graddrop.xglue.tasks import TASKS, get_task
+
+
+def read(task: str, text: str, tmp_path: Path, split: str = "dev") -> list[dict[str, Any]]:
+    """What is read from a file with this text."""
+    path = tmp_path / "file"
+    path.write_bytes(text.encode("utf-8"))
+    return list(read_file(get_task(task), path, split))
+
+
+# -- the layouts ---------------------------------------------------------------------------------
+
+
+def test_the_last_sentence_needs_no_blank_line(tmp_path: Path) -> None:
+    """Blank lines separate sentences, several do so once, -DOCSTART- lines are blank ones."""
+    text = "-DOCSTART- X\n\nA DET\ncat NOUN\n\n\nIt PRON\nsleeps VERB"
+    assert read("pos", text, tmp_path) == [
+        {"words": ["A", "cat"], "tags": ["DET", "NOUN"]},
+        {"words": ["It", "sleeps"], "tags": ["PRON", "VERB"]},
+    ]
+
+
+def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
+    """A line separator or a form feed inside of a sentence is text; CR LF is one end."""
+    text = "a\u2028b NOUN\r\nc\x0cd\x85e NOUN\r\n"
+    assert read("pos", text, tmp_path)[0]["words"] == ["a\u2028b", "c\x0cd\x85e"]
+    rows = read("qam", "a\u2028b\tc\x0bd\t1\r\n", tmp_path)
+    assert rows == [{"question": "a\u2028b", "passage": "c\x0bd", "label": "1"}]
+
+
+def test_the_tag_follows_the_last_space(tmp_path: Path) -> None:
+    """A word may hold a space, as some languages write them."""
+    assert read("pos", "Việt Nam PROPN\n", tmp_path)[0]["words"] == ["Việt Nam"]
+
+
+def test_columns_are_split_at_tabs_alone(tmp_path: Path) -> None:
+    """Quotes are text, empty fields and white space at the ends stay."""
+    text = '"a "quoted" b\t\t\tGood\n x \t"\ty\tBad\n'
+    assert read("qadsm", text, tmp_path) == [
+        {"query": '"a "quoted" b', "title": "", "description": "", "label": "Good"},
+        {"query": " x ", "title": '"', "description": "y", "label": "Bad"},
+    ]
+
+
+def test_the_training_file_of_xnli_has_a_header_and_its_own_spelling(tmp_path: Path) -> None:
+    """`contradictory` is `contradiction`; dev and test have no header."""
+    text = "premise\thypo\tlabel\np\th\tcontradictory\n"
+    assert read("xnli", text, tmp_path, "train") == [
+        {"premise": "p", "hypothesis": "h", "label": "contradiction"}
+    ]
+    with pytest.raises(DataError, match=r":1: expected a label out of entailment.*found 'label'"):
+        read("xnli", text, tmp_path, "dev")
+
+
+def test_rows_marked_ns_stay(tmp_path: Path) -> None:
+    """Every line but the header is a row of PAWS-X: predictions are counted by lines."""
+    text = "id\tsentence1\tsentence2\tlabel\n1\tNS\tNS\t0\n2\ta\tb\t1\n"
+    assert [row["sentence1"] for row in read("paws-x", text, tmp_path)] == ["NS", "a"]
+
+
+def squad(answer: str, start: int) -> str:
+    """A file with one question."""
+    asked = {"id": 1, "question": "q", "answers": [{"text": answer, "answer_start": start}]}
+    return json.dumps({"data": [{"paragraphs": [{"context": "ab 中文 cd", "qas": [asked]}]}]})
+
+
+def test_answers_are_counted_in_characters(tmp_path: Path) -> None:
+    """The text stands where `answer_start` says, in any script."""
+    (example,) = read("mlqa", squad("中文", 3), tmp_path)
+    assert example["answers"] == {"text": ["中文"], "answer_start": [3]}
+    assert example["id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("pos", "", "empty; expected at least one example of task pos"),
+        ("pos", "\n\n", "empty; expected"),
+        ("pos", "a NOUN\nb\n", r":2: expected 'word tag' with one space between, found 'b'"),
+        ("pos", "a NUON\n", r":1: expected a label out of ADJ, .*, found 'NUON'"),
+        ("ner", "a O\n\nb B-TIME\n", r":3: expected a label out of O, B-PER.*found 'B-TIME'"),
+        ("nc", "t\tb\tsports\nt\tsports\n", r":2: expected 3 TAB-separated columns \(title, body"),
+        ("qam", "a\tb\tc\t1\n", r":1: expected 3 TAB-separated columns .*found '4 in a"),
+        ("wpr", "a\tb\tc\t5\n", r":1: expected a label out of 0, 1, 2, 3, 4, found '5'"),
+        ("nc", "", "empty"),
+        ("paws-x", "id\tsentence1\tsentence2\tlabel\n", "empty"),
+        ("mlqa", "{", r":1: expected JSON"),
+        ("mlqa", '{"data": [{"paragraphs": [{}]}]}', "expected SQuAD v1.1, missing.*'context'|qas"),
+        ("mlqa", '{"data": []}', "empty"),
+        ("mlqa", squad("cd", 5), r"question 1: expected 'cd' at character 5, found ' c'"),
+    ],
+)
+def test_malformed_files_are_named_with_the_line(
+    task: str, text: str, message: str, tmp_path: Path
+) -> None:
+    """The message says where, what was expected, what was found."""
+    with pytest.raises(DataError, match=message) as error:
+        read(task, text, tmp_path)
+    assert str(tmp_path / "file") in str(error.value)
+
+
+def test_other_encodings_are_named_with_the_line(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are not guessed at."""
+    path = tmp_path / "file"
+    path.write_bytes(b"a NOUN\nna\xefve ADJ\n")
+    with pytest.raises(DataError, match=r"file:2: expected UTF-8, found b'\\xef'"):
+        list(read_file(get_task("pos"), path, "dev"))
+
+
+# -- the sources ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All nine toy tasks."""
+    return write_archive(tmp_path_factory.mktemp("archive") / "xglue_full_dataset")
+
+
+@pytest.fixture(scope="module")
+def archive(root: Path) -> Path:
+    """The same as a compressed archive, with a task in it that is none of ours."""
+    path = root.parent / "xglue_full_dataset.tar.gz"
+    (root / "QG").mkdir()
+    (root / "QG/other").write_text("not one of the nine")
+    with tarfile.open(path, "w:gz") as file:
+        file.add(root, arcname="xglue_full_dataset")
+        file.addfile(tarfile.TarInfo("xglue_full_dataset/POS/../../../escaped"))
+    return path
+
+
+def test_folder_and_archive_hold_the_same(root: Path, archive: Path) -> None:
+    """The folder itself, the one above it and the .tar.gz file give equal examples."""
+    for where in (root, root.parent, archive):
+        source = open_source(str(where))
+        for task in TASKS.values():
+            dataset = load_split(task, source, "train")
+            assert dataset.to_list() == list(read_file(task, root / task.path("train"), "train")), (
+                task.name
+            )
+            found, missing = evaluation_languages(task, source, "dev")
+            assert sorted(found) == sorted(LANGUAGES["dev"])
+            assert sorted(found + missing) == sorted(task.languages)
+    unpacked = open_source(str(archive)).root  # type: ignore[attr-defined]
+    assert not (unpacked / "QG").exists()
+    assert not list(unpacked.parents[1].rglob("escaped"))
+
+
+def test_the_checksum_is_compared_on_request(
+    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another archive is refused; a folder has no checksum."""
+    with pytest.raises(DataError, match=r"expected the official archive with SHA-256 e11016c02d"):
+        open_source(str(archive), verify=True)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "ARCHIVE_SHA256", digest)
+    assert open_source(str(archive), verify=True).has(get_task("pos"), "dev", "de")
+    with pytest.raises(DataError, match=r"only the archive, a .tar.gz file, has a checksum"):
+        open_source(str(root), verify=True)
+
+
+def test_a_broken_archive_leaves_nothing_behind(archive: Path, tmp_path: Path) -> None:
+    """A download cut short is named as such, and a whole one works afterwards."""
+    broken = tmp_path / "xglue.tar.gz"
+    broken.write_bytes(archive.read_bytes()[:-400])
+    with pytest.raises(DataError, match=r"expected a whole .tar.gz file"):
+        open_source(str(broken))
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "xglue-archives"
+    assert not list(cache.glob("*.tmp"))
+    broken.write_bytes(archive.read_bytes())
+    assert open_source(str(broken)).has(get_task("pos"), "dev", "de")
+
+
+def test_processes_that_begin_together_unpack_once(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for the first one; what a killed one has left is no part of the folder."""
+    copy = Path(shutil.copy(archive, tmp_path))
+    unpacked: list[Path] = []
+
+    def unpack_slowly(path: Path, folder: Path) -> None:
+        unpacked.append(folder)
+        left = folder.with_suffix(".tmp") / "left"
+        left.mkdir(parents=True)
+        waiting.start()
+        waiting.join(0.1)
+        unpack(path, folder)
+
+    unpack = sources._unpack
+    monkeypatch.setattr(sources, "_unpack", unpack_slowly)
+    roots: list[Path] = []
+    waiting = threading.Thread(target=lambda: roots.append(open_source(str(copy)).root))
+    root = open_source(str(copy)).root
+    waiting.join(10)
+    assert roots == [root] and len(unpacked) == 1
+    assert [path.name for path in unpacked[0].iterdir()] == ["xglue_full_dataset"]
+
+
+def test_a_hub_out_of_reach_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever library the error comes from."""
+
+    class ConnectError(Exception):
+        """As HTTP clients have their own."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataError, match="hgissbkh/xglue at v1: not to be had from the Hub .*-2"):
+        open_source("hub@v1")
+
+
+def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
+    """The message lists the folders that were looked for."""
+    with pytest.raises(DataError, match=r"holds none of the tasks' folders \(NER, POS, NC"):
+        open_source(str(tmp_path))
+
+
+def test_the_archive_on_the_hub_is_downloaded_at_its_revision(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repository, file and revision are the known ones."""
+    asked: list[Any] = []
+
+    def download(repository: str, file: str, *, repo_type: str, revision: str) -> str:
+        asked.append((repository, file, repo_type, revision))
+        return str(archive)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    source = open_source("hub-archive")
+    assert asked == [("microsoft/xglue", "xglue_full_dataset.tar.gz", "dataset", "refs/pr/7")]
+    assert source.name == "hub-archive"
+    assert len(load_split(get_task("ner"), source, "dev")) == 7
+
+
+def mirror_row(task: str, example: dict[str, Any]) -> dict[str, Any]:
+    """An example as the mirror has it: its column names, no ids, classes as numbers or words."""
+    renamed = {
+        "pos": {"words": "words", "tags": "pos"},
+        "ner": {"words": "words", "tags": "ner"},
+        "nc": {"title": "news_title", "body": "news_body", "label": "news_category"},
+        "qadsm": {
+            "query": "query",
+            "title": "ad_title",
+            "description": "ad_description",
+            "label": "relevance_label",
+        },
+        "wpr": {
+            "query": "query",
+            "title": "wed_page_title",
+            "snippet": "web_page_snippet",
+            "label": "relavance_label",
+        },
+        "qam": {"question": "question", "passage": "annswer", "label": "label"},
+    }.get(task, {name: name for name in example if name != "id"})
+    return {new: example[old] for old, new in renamed.items()}
+
+
+MIRROR_CLASSES = {
+    "paws-x": ["different", "same"],
+    "qam": ["False", "True"],
+    "wpr": ["Bad", "Fair", "Good", "Excellent", "Perfect"],
+}
+
+
+def test_the_mirror_gives_the_archives_examples(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other column names, class numbers and lost ids are undone; the commit is pinned."""
+    plain = FolderSource(root)
+
+    def load(repository: str, name: str, *, split: str, revision: str) -> Any:
+        assert (repository, revision) == ("hgissbkh/xglue", "c0ffee")
+        kind, _, language = split.partition(".")
+        task = get_task(name)
+        examples = plain.examples(task, kind.replace("validation", "dev"), language or "en")
+        dataset = datasets.Dataset.from_list([mirror_row(name, row) for row in examples])
+        if name in MIRROR_CLASSES:
+            numbers = [task.labels.index(label) for label in _column(dataset)]
+            classes = datasets.ClassLabel(names=MIRROR_CLASSES[name])
+            column = _label_column(dataset)
+            dataset = dataset.remove_columns(column).add_column(column, numbers)
+            dataset = dataset.cast_column(column, classes)
+        return dataset
+
+    def _label_column(dataset: Any) -> str:
+        return next(name for name in dataset.column_names if "label" in name)
+
+    def _column(dataset: Any) -> list[str]:
+        return list(dataset[_label_column(dataset)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(
+        datasets,
+        "get_dataset_split_names",
+        lambda *_, revision: ["train", "validation.en", "validation.de", "test.en"],
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "dataset_info",
+        lambda self, repository, revision: SimpleNamespace(sha="c0ffee"),
+    )
+    source = open_source("hub")
+    assert source.name == "hub@c0ffee"
+    assert evaluation_languages(get_task("pos"), source, "test")[0] == ["en"]
+    for task in TASKS.values():
+        expected = [
+            {name: value for name, value in row.items() if name != "id"}
+            for row in plain.examples(task, "dev", "de")
+        ]
+        rows = load_split(task, source, "dev", "de").to_list()
+        if task.layout == "squad":
+            assert [row.pop("id") for row in rows] == [str(n) for n in range(1, 8)]
+        assert rows == expected, task.name
+    with pytest.raises(DataError, match=r"hgissbkh/xglue/pos/test.th: not there"):
+        load_split(get_task("pos"), source, "test", "th")
+
+
+# -- the cache -----------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run takes the cache; another content of the file is read anew."""
+    write_archive(tmp_path)
+    task, source = get_task("pos"), FolderSource(tmp_path)
+    reads: list[str] = []
+    examples = FolderSource.examples
+
+    def counted(self: FolderSource, *arguments: Any) -> Any:
+        reads.append(arguments[1])
+        return examples(self, *arguments)
+
+    monkeypatch.setattr(FolderSource, "examples", counted)
+    first = load_split(task, source, "dev")
+    again = load_split(task, source, "dev")
+    assert reads == ["dev"] and first.to_list() == again.to_list()
+    path = source.file(task, "dev", "en")
+    path.write_text(path.read_text() + "\nnew X\n")
+    changed = load_split(task, source, "dev")
+    assert reads == ["dev", "dev"] and len(changed) == len(first) + 1
+
+
+def test_errors_pass_through_the_cache(tmp_path: Path) -> None:
+    """A malformed line is reported as itself, and again after it was reported once."""
+    write_archive(tmp_path)
+    (tmp_path / "POS/en.dev").write_text("a NOUN\nb c d\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"en\.dev:2: expected a label"):
+            load_split(get_task("pos"), FolderSource(tmp_path), "dev")
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)
+@pytest.mark.parametrize("name", TASKS)
+def test_every_real_file_is_read(name: str) -> None:
+    """Each file gives as many examples as lines, sentences or questions can be counted in it."""
+    task, source = TASKS[name], FolderSource(REAL_DATA)
+    read_any = False
+    for split in ("train", "dev", "test"):
+        for language in task.languages if split != "train" else ("en",):
+            if not source.has(task, split, language):
+                continue
+            read_any = True
+            path = source.file(task, split, language)
+            examples = list(source.examples(task, split, language))
+            if task.layout == "words":
+                raw = path.read_bytes().decode()
+                expected = sum(bool(block.strip()) for block in raw.split("\n\n"))
+            elif task.layout == "rows":
+                expected = len(path.read_bytes().splitlines()) - (split in task.header)
+            else:
+                expected = path.read_text(encoding="utf-8").count('"answers":')
+            assert len(examples) == expected, path
+    assert read_any

@@ -1,0 +1,278 @@
+"""Laws of what a report compares: the same model, data, task, seed and settings, or nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("scipy", reason="needs the extra xglue")
+
+from helpers.report_runs import make_result, put, sweep
+
+from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
+from graddrop.xglue.report.comparison import ALL_TASKS, compare, scores_by_seed
+from graddrop.xglue.report.document import Items
+from graddrop.xglue.report.gains import gains
+from graddrop.xglue.report.origin import origin_section
+from graddrop.xglue.report.textsizes import CC100_GIB, text_sizes
+from graddrop.xglue.tasks import TASKS
+
+STANDARD, GRADDROP, MATCHED = Arm("standard"), Arm("graddrop", 0.5), Arm("lr-matched", 0.5)
+
+
+def flat(value: float) -> dict[str, float]:
+    """The same score in the languages of QADSM."""
+    return dict.fromkeys(TASKS["qadsm"].languages, value)
+
+
+def qadsm(method: str, seed: int, value: float, **settings: Any) -> dict[str, Any]:
+    """A run of a task with three languages."""
+    return make_result("qadsm", method, seed, flat(value), **settings)
+
+
+def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
+    """What has not finished is named; a model's own configuration is no run."""
+    put(tmp_path / "deep/er", qadsm("standard", 0, 0.5))
+    put(tmp_path, qadsm("graddrop", 0, 0.6))
+    for name, file, content in (
+        ("failed", "failure.json", {"error": "OSError: no room", "attempts": 2}),
+        ("begun", "config.json", {"task": "pos", "method": "standard", "seed": 0}),
+        ("model", "config.json", {"model_type": "xlm-roberta"}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(content))
+    found = collect(tmp_path)
+    assert [run.name for run in found.runs] == [
+        "deep/er/runs/qadsm-standard-0",
+        "runs/qadsm-graddrop-0.5-0",
+    ]
+    assert found.failed == {"failed": "OSError: no room"}
+    assert found.unfinished == ("begun",)
+
+
+def test_a_setting_in_which_runs_differ_makes_arms(tmp_path: Path) -> None:
+    """As the number of processes does, and a knob that was switched off by hand."""
+    one, two = (qadsm("standard", n, 0.5, processes=n + 1) for n in (0, 1))
+    found = collect(put(tmp_path / "processes", one, two))
+    assert [arm.label for arm in found.arms] == ["standard processes=1", "standard processes=2"]
+    by_preset, off = (qadsm("child-tuning-f", n, 0.5, rescale=(None, False)[n]) for n in (0, 1))
+    found = collect(put(tmp_path / "rescale", by_preset, off))
+    labels = ["child-tuning-f p=0.7", "child-tuning-f p=0.7 rescale=false"]
+    assert [arm.label for arm in found.arms] == labels
+
+
+def test_runs_that_were_only_begun_are_counted(tmp_path: Path) -> None:
+    """A folder of them is not said to hold none."""
+    put(tmp_path, qadsm("standard", 0, 0.5))
+    (tmp_path / "runs/qadsm-standard-0/result.json").unlink()
+    with pytest.raises(ReportError, match="expected finished runs .*found 0 failed, 1 unfinished"):
+        collect(tmp_path)
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match="expected finished runs .*found none"):
+        collect(empty)
+
+
+def test_a_finished_run_has_not_failed(tmp_path: Path) -> None:
+    """A record of an earlier failure does not count against a result."""
+    put(tmp_path, qadsm("standard", 0, 0.5))
+    (tmp_path / "runs/qadsm-standard-0/failure.json").write_text('{"error": "once"}')
+    assert collect(tmp_path).failed == {}
+
+
+def _broken(change: Any) -> dict[str, Any]:
+    result = qadsm("graddrop", 0, 0.5)
+    change(result)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "expected finished runs"),
+        ([qadsm("standard", 0, 0.5, model="m"), qadsm("graddrop", 0, 0.5)], "share their model"),
+        ([qadsm("standard", 0, 0.5, data="d"), qadsm("graddrop", 0, 0.5)], "share their data"),
+        ([_broken(lambda r: r.pop("scores"))], "found no 'scores'"),
+        ([_broken(lambda r: r["config"].update(method="magic"))], "unknown method 'magic'"),
+        ([_broken(lambda r: r["config"].update(task="qg"))], "unknown task 'qg'"),
+        (
+            [qadsm("standard", 0, 0.5), _broken(lambda r: r["scores"]["test"].pop("fr"))],
+            r"other languages \(test: fr\)",
+        ),
+    ],
+)
+def test_what_does_not_compare_is_refused(
+    tmp_path: Path, results: list[dict[str, Any]], message: str
+) -> None:
+    """Each message says what was expected and names a folder."""
+    put(tmp_path, *results)
+    with pytest.raises(ReportError, match=message):
+        collect(tmp_path)
+
+
+def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
+    """A copy would count a seed twice; masks of a method that has none make no other run."""
+    put(tmp_path / "a", qadsm("standard", 0, 0.5))
+    put(tmp_path / "b", qadsm("standard", 0, 0.5, site="freeze", log_steps=3))
+    with pytest.raises(ReportError, match="a/runs/qadsm-standard-0 and b/runs/qadsm-standard-0"):
+        collect(tmp_path)
+    with pytest.raises(ReportError, match="expected a folder"):
+        collect(tmp_path / "c")
+
+
+def partial(tmp_path: Path) -> Experiment:
+    """Standard with seeds 0 to 3, GradDrop with 1 to 4, one lr-matched of another rate."""
+    put(tmp_path, *(qadsm("standard", seed, 0.5 + 0.01 * seed) for seed in range(4)))
+    put(tmp_path, *(qadsm("graddrop", s, 0.5 + 0.01 * s + 0.02 * s) for s in range(1, 5)))
+    put(tmp_path, qadsm("lr-matched", 1, 0.6, drop_prob=0.9))
+    return collect(tmp_path)
+
+
+def test_only_pairs_are_compared(tmp_path: Path) -> None:
+    """Seeds 1, 2, 3 are in both: differences 0.02, 0.04, 0.06; no control of rate 0.5 is there."""
+    found = compare(partial(tmp_path))
+    assert [(c.arm.label, c.control.label) for c in found] == [
+        ("graddrop p=0.5", "standard"),
+        ("lr-matched p=0.9", "standard"),
+    ]
+    first, second = found
+    assert first.difference.mean == pytest.approx(0.04)
+    assert first.difference.n == 3
+    assert first.difference.half_width == pytest.approx(4.302653 * 0.02 / 3**0.5)
+    assert first.p == pytest.approx(0.0741799)
+    assert first.p_holm == first.p  # of one test
+    assert (second.difference.n, second.p, second.p_holm) == (1, None, None)
+
+
+def test_the_control_has_the_same_rate(tmp_path: Path) -> None:
+    """GradDrop is paired with lr-matched at its own drop probability; standard is not."""
+    put(tmp_path, qadsm("standard", 0, 0.5))
+    for rate, value in ((0.2, 0.6), (0.5, 0.7)):
+        put(tmp_path, qadsm("graddrop", 0, value, drop_prob=rate))
+        put(tmp_path, qadsm("lr-matched", 0, value - rate, drop_prob=rate))
+    found = [c for c in compare(collect(tmp_path)) if c.control.method == "lr-matched"]
+    assert {(c.arm.label, c.control.label) for c in found} == {
+        ("graddrop p=0.2", "lr-matched p=0.2"),
+        ("graddrop p=0.5", "lr-matched p=0.5"),
+    }
+    assert [c.difference.mean for c in found] == pytest.approx([0.2, 0.5])
+
+
+def test_other_settings_make_another_arm(tmp_path: Path) -> None:
+    """A learning rate parts arms and their pairs; a knob of the method alone does neither."""
+    for lr, value in ((1e-5, 0.5), (2e-5, 0.6)):
+        put(tmp_path / str(lr), qadsm("standard", 0, value, lr=lr))
+        put(tmp_path / str(lr), qadsm("graddrop", 0, value + lr, lr=lr, site="freeze"))
+    found = collect(tmp_path)
+    assert [arm.label for arm in found.arms] == [
+        "standard lr=1e-05",
+        "standard lr=2e-05",
+        "graddrop p=0.5 lr=1e-05",
+        "graddrop p=0.5 lr=2e-05",
+    ]
+    assert [c.difference.mean for c in compare(found)] == pytest.approx([1e-5, 2e-5])
+
+
+def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
+    """Each is paired with the same control, whatever the control's own knobs say."""
+    put(tmp_path, qadsm("standard", 0, 0.5, exempt=("head",)))
+    for site, value in (("freeze", 0.6), ("update", 0.8)):
+        put(tmp_path / site, qadsm("graddrop", 0, value, site=site, exempt=("head",)))
+    found = compare(collect(tmp_path))
+    assert [c.arm.label for c in found] == [
+        "graddrop p=0.5 site=freeze",
+        "graddrop p=0.5 site=update",
+    ]
+    assert {c.control for c in found} == {STANDARD}
+    assert [c.difference.mean for c in found] == pytest.approx([0.1, 0.3])
+    items = next(block for block in origin_section(collect(tmp_path)) if isinstance(block, Items))
+    assert 'All runs of graddrop: exempt = ["head"].' in items.texts
+    assert not any("site" in text for text in items.texts)
+
+
+def test_the_mean_over_tasks_needs_them_all(tmp_path: Path) -> None:
+    """It takes the seeds with a run in every task; an arm without one has none."""
+    put(tmp_path, *(qadsm("standard", seed, 0.4) for seed in (0, 1)))
+    put(tmp_path, *(make_result("qam", "standard", seed, flat(0.6 + seed)) for seed in (1, 2)))
+    put(tmp_path, qadsm("graddrop", 1, 0.5))
+    experiment = collect(tmp_path)
+    assert scores_by_seed(experiment, ALL_TASKS, STANDARD) == pytest.approx({1: 1.0})
+    assert scores_by_seed(experiment, ALL_TASKS, GRADDROP) == {}
+    assert scores_by_seed(experiment, "qadsm", GRADDROP) == pytest.approx({1: 0.5})
+
+
+def test_gains_are_means_of_pairs_then_of_tasks(tmp_path: Path) -> None:
+    """German is in both tasks, Spanish in one; English was trained on."""
+    put(tmp_path, *(qadsm("standard", seed, 0.5) for seed in (0, 1)))
+    put(tmp_path, qadsm("graddrop", 0, 0.52), qadsm("graddrop", 1, 0.56), qadsm("graddrop", 2, 1))
+    paws = {"en": 0.5, "de": 0.5, "es": 0.5, "fr": 0.5}
+    put(tmp_path, make_result("paws-x", "standard", 0, paws))
+    put(tmp_path, make_result("paws-x", "graddrop", 0, paws | {"de": 0.6, "es": 0.3}))
+    together, *single = gains(collect(tmp_path), CC100_GIB)
+    assert together.by_language == pytest.approx({"de": 0.07, "es": -0.2, "fr": 0.02})
+    assert together.tasks == {"de": 2, "es": 1, "fr": 2}
+    assert together.seeds == (1, 2)
+    assert together.correlation is None  # three languages
+    assert [(entry.task, set(entry.by_language)) for entry in single] == [
+        ("paws-x", {"de", "es", "fr"}),
+        ("qadsm", {"de", "fr"}),
+    ]
+
+
+def test_gains_are_correlated_with_sizes(tmp_path: Path) -> None:
+    """A gain that falls with the pretraining text gives -1; sizes turned around give 1."""
+
+    def score(task: str, method: str, language: str, seed: int) -> float:
+        gain = 0.1 - 0.0001 * CC100_GIB[language]
+        return 0.5 + (gain if method == "graddrop" else 0.0)
+
+    sweep(tmp_path, ["mlqa"], ["standard", "graddrop", "lr-matched"], [0, 1], score)
+    experiment = collect(tmp_path)
+    found = gains(experiment, CC100_GIB)
+    assert [entry.control for entry in found] == [STANDARD, MATCHED]
+    for entry in found:
+        assert entry.correlation is not None
+        assert entry.correlation.rho == pytest.approx(-1.0)
+        assert entry.correlation.n == 6
+        assert entry.correlation.p == pytest.approx(2 / 720)  # of 6! orders
+        assert entry.p_holm == pytest.approx(4 / 720)
+    turned = gains(experiment, {code: 1 / size for code, size in CC100_GIB.items()})
+    assert turned[0].correlation is not None
+    assert turned[0].correlation.rho == pytest.approx(1.0)
+
+
+def test_sizes_come_from_where_the_model_does(tmp_path: Path) -> None:
+    """A file goes before the model's record, which is also found from above the report."""
+    report = tmp_path / "somewhere/demo"
+    model = tmp_path / "somewhere/demo/model"
+    model.mkdir(parents=True)
+    (model / "pretrain.json").write_text('{"bytes": {"en": 9, "de": 4}}')
+    for name in (str(model), "demo/model"):
+        found = text_sizes(name, report)
+        assert found is not None
+        assert (found.by_language, found.unit) == ({"en": 9.0, "de": 4.0}, "bytes")
+    file = tmp_path / "sizes.json"
+    file.write_text('{"de": 7.5}')
+    chosen = text_sizes(str(model), report, file)
+    assert chosen is not None
+    assert chosen.by_language == {"de": 7.5}
+    for name in ("xlm-roberta-base", "FacebookAI/xlm-roberta-large"):
+        known = text_sizes(name, report)
+        assert known is not None
+        assert known.by_language == CC100_GIB
+    assert text_sizes("bert-base-multilingual-cased", report) is None
+    assert text_sizes("someone/xlm-roberta-base-tuned", report) is None
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"de": 0}', '{"de": "9"}', '{"de": true}', "{"])
+def test_bad_sizes_are_refused(tmp_path: Path, content: str) -> None:
+    """The message names the file."""
+    file = tmp_path / "sizes.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="sizes.json: expected"):
+        text_sizes("xlm-roberta-base", tmp_path, file)
+
+
+def test_every_language_of_the_benchmark_has_a_size() -> None:
+    """The table of CC-100 knows all of them."""
+    assert {code for task in TASKS.values() for code in task.languages} == set(CC100_GIB)

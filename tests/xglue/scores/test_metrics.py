@@ -1,0 +1,192 @@
+"""Laws of the official scores, each on a case computed by hand, then against known packages."""
+
+import math
+import random
+import warnings
+from typing import Any
+
+import pytest
+
+from graddrop.xglue.scores.metrics import METRICS, chunks, normalize_answer
+from graddrop.xglue.tasks import TASKS
+
+
+def score(metric: str, gold: dict[str, Any], predictions: list[Any], language: str = "en") -> float:
+    """One metric."""
+    return METRICS[metric](gold, predictions, language)
+
+
+def test_every_task_has_metrics() -> None:
+    """The names in the task table are rows of the scorer's table."""
+    assert all(name in METRICS for task in TASKS.values() for name in task.metrics)
+
+
+def test_accuracy_is_the_share_of_equal_labels() -> None:
+    """2 of 3."""
+    assert score("accuracy", {"label": ["1", "0", "1"]}, ["1", "1", "1"]) == 2 / 3
+
+
+# -- NER and POS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        # A chunk begins at B, and at I of another type or after O, so IOB1 and BIO2 read alike.
+        ("I-PER I-PER O B-LOC", [("PER", 0, 1), ("LOC", 3, 3)]),
+        ("B-PER I-PER O B-LOC", [("PER", 0, 1), ("LOC", 3, 3)]),
+        ("B-PER B-PER", [("PER", 0, 0), ("PER", 1, 1)]),
+        ("I-PER I-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),
+        ("O O", []),
+        # Tags without prefix: the first letter is taken for one.
+        ("NOUN NOUN VERB", [("OUN", 0, 1), ("ERB", 2, 2)]),
+        ("SCONJ CCONJ", [("CONJ", 0, 0), ("CONJ", 0, 1)]),
+        ("CCONJ SCONJ", [("CONJ", 1, 1)]),
+        ("SYM SYM", [("YM", 0, 0), ("YM", 1, 1)]),
+    ],
+)
+def test_chunks_are_those_of_the_lenient_script(tags: str, expected: list[Any]) -> None:
+    """By hand."""
+    assert list(chunks(tags.split())) == expected
+
+
+def test_entity_f1_wants_type_and_both_ends() -> None:
+    """Gold 3 entities, predicted 3, of which 1 right: precision and recall 1/3."""
+    gold = {"tags": [["B-PER", "I-PER", "O"], ["B-LOC", "O", "B-ORG"]]}
+    predicted = [["B-PER", "I-PER", "O"], ["B-ORG", "O", "B-ORG"]]
+    assert score("entity_f1", gold, predicted) == pytest.approx(2 / 3)
+    predicted = [["B-PER", "O", "O"], ["B-LOC", "O", "B-LOC"]]
+    assert score("entity_f1", gold, predicted) == pytest.approx(1 / 3)
+    assert score("entity_f1", gold, [["O"] * 3] * 2) == 0
+
+
+def test_short_predictions_are_filled_with_o() -> None:
+    """A sentence cut off loses what stood behind the cut; a longer one is an error."""
+    gold = {"tags": [["B-PER", "O", "B-LOC"]]}
+    assert score("entity_f1", gold, [["B-PER"]]) == pytest.approx(2 / 3)
+    assert score("token_accuracy", gold, [["B-PER"]]) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="sentence 1 has 3 words, its prediction 4"):
+        score("entity_f1", gold, [["O"] * 4])
+
+
+def test_pos_merges_equal_neighbours_and_takes_cconj_for_sconj() -> None:
+    """Both oddities of the official score, next to the plain accuracy over words."""
+    gold = {"tags": [["NOUN", "NOUN", "VERB", "CCONJ"]]}
+    predicted = [["NOUN", "VERB", "VERB", "SCONJ"]]
+    # Predicted chunks: NOUN 0-0, VERB 1-2, CONJ 3-3; gold: NOUN 0-1, VERB 2-2, CONJ 3-3.
+    assert score("chunk_precision", gold, predicted) == pytest.approx(1 / 3)
+    assert score("token_accuracy", gold, predicted) == 2 / 4
+
+
+@pytest.mark.parametrize("task", ["ner", "pos"])
+def test_chunk_scores_equal_seqeval(task: str) -> None:
+    """On random sentences, to the last digit; a scorer of single words would not be equal."""
+    seqeval = pytest.importorskip("seqeval.metrics", reason="needs the extra xglue")
+    generator = random.Random(0)
+    labels = TASKS[task].labels
+    gold = [[generator.choice(labels) for _ in range(n % 9 + 1)] for n in range(300)]
+    predicted = [
+        [tag if generator.random() < 0.6 else generator.choice(labels) for tag in sentence]
+        for sentence in gold
+    ]
+    name = {"ner": "entity_f1", "pos": "chunk_precision"}[task]
+    official = {"ner": seqeval.f1_score, "pos": seqeval.precision_score}[task]
+    with warnings.catch_warnings():
+        # seqeval says so of every tag without a prefix, as those of POS are.
+        warnings.filterwarnings("ignore", ".* seems not to be NE tag", UserWarning)
+        expected = official(gold, predicted)
+    assert score(name, {"tags": gold}, predicted) == expected
+    assert score("token_accuracy", {"tags": gold}, predicted) != pytest.approx(expected, abs=1e-3)
+
+
+# -- WPR -----------------------------------------------------------------------------------------
+
+
+def pages(*groups: tuple[str, str]) -> dict[str, list[str]]:
+    """Rows of the ranking task from pairs of a query and its labels."""
+    return {
+        "query": [query for query, labels in groups for _ in labels],
+        "label": [label for _, labels in groups for label in labels],
+    }
+
+
+def test_ndcg_by_hand() -> None:
+    """Linear gain, discount 1/log2(place + 1), divided by the best order's."""
+    ideal = 4 + 1 / math.log2(3)
+    got = 1 + 4 / math.log2(3)
+    assert score("ndcg", pages(("q", "410")), [0.2, 0.9, 0.1]) == pytest.approx(got / ideal)
+    assert score("ndcg", pages(("q", "410")), ["3", "2", "1"]) == 1
+
+
+def test_equal_scores_share_their_places() -> None:
+    """Two tied rows at the top each get the mean discount of the first two places."""
+    share = (1 + 1 / math.log2(3)) / 2
+    assert score("ndcg", pages(("q", "40")), [7, 7]) == pytest.approx(share * 4 / 4)
+
+
+def test_a_query_is_a_run_of_rows() -> None:
+    """The same text further down is another query; single rows are left out; all zeros score 0."""
+    gold = pages(("a", "10"), ("b", "4"), ("a", "10"), ("c", "00"))
+    predictions = [1, 0, 9, 0, 1, 5, 4]
+    assert score("ndcg", gold, predictions) == pytest.approx((1 + 1 / math.log2(3) + 0) / 3)
+    with pytest.raises(ValueError, match="a query with at least two rows"):
+        score("ndcg", pages(("a", "1"), ("b", "2")), [1, 2])
+
+
+def test_ndcg_equals_scikit_learn() -> None:
+    """On random queries with and without ties."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra xglue")
+    generator = random.Random(0)
+    for levels in (5, 1000):
+        groups = [(str(n), generator.choices("01234", k=n % 7 + 2)) for n in range(200)]
+        gold = pages(*((query, "".join(labels)) for query, labels in groups))
+        predictions = [generator.randrange(levels) for _ in gold["query"]]
+        expected, begin = [], 0
+        for _, labels in groups:
+            end = begin + len(labels)
+            truth = [[float(label) for label in labels]]
+            expected.append(metrics.ndcg_score(truth, [predictions[begin:end]]))
+            begin = end
+        assert score("ndcg", gold, predictions) == pytest.approx(sum(expected) / 200, abs=1e-12)
+
+
+# -- MLQA ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("en", "The  Cat's a (big) one.", "cats big one"),
+        ("en", "Theatre, an $5 — «ant»", "theatre 5 ant"),
+        ("es", "Las casas de la Señora el", "casas de señora"),
+        ("de", "Der Hut des Mannes einer Stadt", "hut mannes stadt"),
+        ("vi", "Những cái bàn của tôi", "bàn tôi"),
+        # The article of Arabic goes wherever its letters stand, inside of words as well.
+        ("ar", "الكتاب الجديد", "كتاب جديد"),
+        ("ar", "مثالي", "مث ي"),
+        ("hi", "वह एक घर है।", "वह एक घर है"),
+        # Ideographs are words of their own, other runs stay whole.
+        ("zh", "《北京》市 in 2008年", "北 京 市 in 2008 年"),
+        ("zh", "the 人", "the 人"),
+    ],
+)
+def test_answers_are_normalised_by_language(language: str, text: str, expected: str) -> None:
+    """Lower case, no punctuation, no articles, one space between words."""
+    assert normalize_answer(text, language) == expected
+
+
+def test_a_language_without_rules_is_refused() -> None:
+    """The message lists the seven."""
+    with pytest.raises(ValueError, match="no language 'fr'; expected en, es, de"):
+        normalize_answer("x", "fr")
+
+
+def test_answer_f1_takes_the_best_gold_answer() -> None:
+    """Words counted as often as they are shared; an unanswered question scores 0."""
+    gold = {"answers": [{"text": ["the red red house", "house"]}, {"text": ["sea"]}]}
+    # Against the first: 2 of 3 predicted words, 2 of 3 gold words.
+    assert score("answer_f1", gold, ["red red car", None]) == pytest.approx(2 / 3 / 2)
+    assert score("answer_f1", gold, ["A house!", "the sea"]) == 1
+    assert score("exact_match", gold, ["A house!", "the sea"]) == 1
+    assert score("exact_match", gold, ["red house", None]) == 0
+    assert score("answer_f1", gold, ["", ""]) == 0

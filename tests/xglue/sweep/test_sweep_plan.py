@@ -1,0 +1,229 @@
+"""Laws of a sweep's plan: which runs it stands for, and what is refused before any begins."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.root import ROOT
+
+from graddrop.xglue.methods import METHODS
+from graddrop.xglue.settings import read_settings
+from graddrop.xglue.sweep.plan import SweepPlan, read_plan
+from graddrop.xglue.sweep.progress import seconds_left
+
+DOCS = ROOT / "docs"
+
+
+def plan(**changes: Any) -> SweepPlan:
+    """A plan of two methods for one task."""
+    values = {"tasks": ["pos"], "methods": ["standard", "graddrop"], "settings": {"data": "D"}}
+    return SweepPlan(**(values | changes))
+
+
+def names(some: SweepPlan) -> list[str]:
+    """The folders of the runs, in the order in which they begin."""
+    return [Path(config.output).name for config in some.configs(Path("out"))]
+
+
+def test_a_plan_is_a_product_in_an_order_that_compares_early() -> None:
+    """All methods of one task and seed come together; drop probabilities only where they count."""
+    made = plan(
+        tasks=["pos", "ner"],
+        methods=["standard", "graddrop", "lr-matched"],
+        seeds=[3, 1],
+        drop_probs=[0.1, 0.5],
+    )
+    each = ["standard", "graddrop-p0.1", "graddrop-p0.5", "lr-matched-p0.1", "lr-matched-p0.5"]
+    assert names(made) == [
+        f"{task}-{method}-s{seed}" for seed in (3, 1) for task in ("pos", "ner") for method in each
+    ]
+    [config] = [
+        c for c in made.configs(Path("out")) if c.output == "out/runs/ner-lr-matched-p0.1-s1"
+    ]
+    assert (config.task, config.method, config.drop_prob, config.seed) == (
+        "ner",
+        "lr-matched",
+        0.1,
+        1,
+    )
+
+
+def test_without_drop_probs_each_method_has_its_preset() -> None:
+    """The folder names it all the same, so that a list given later finds the run."""
+    made = plan(methods=list(METHODS))
+    for config in made.configs(Path("out")):
+        preset = METHODS[config.method].drop_prob
+        assert config.drop_prob == (preset or None)
+        assert (f"-p{preset}" in config.output) == bool(preset)
+    assert set(names(plan(methods=["graddrop"]))) == set(names(plan(drop_probs=[0.5]))) - {
+        "pos-standard-s0"
+    }
+
+
+def test_close_drop_probs_have_folders_of_their_own() -> None:
+    """A name holds the whole number; 0 and 0.0 are the same one."""
+    assert len(set(names(plan(drop_probs=[0.5, 0.5000000001, 1e-5])))) == 4
+    assert names(plan(drop_probs=[0])) == names(plan(drop_probs=[0.0]))
+
+
+def test_the_closer_table_wins() -> None:
+    """A method's settings replace a task's, which replace those for all."""
+    made = plan(
+        tasks=["pos", "ner"],
+        settings={"data": "D", "lr": 1.0, "epochs": 7, "batch_size": 8},
+        task={"pos": {"lr": 2.0, "epochs": 8}},
+        method={"graddrop": {"lr": 3.0, "drop_probs": [0.25]}},
+    )
+    found = {Path(c.output).name: (c.lr, c.epochs, c.batch_size) for c in made.configs(Path("o"))}
+    assert found == {
+        "pos-standard-s0": (2.0, 8, 8),
+        "pos-graddrop-p0.25-s0": (3.0, 8, 8),
+        "ner-standard-s0": (1.0, 7, 8),
+        "ner-graddrop-p0.25-s0": (3.0, 7, 8),
+    }
+
+
+TOML = """
+data = "D"
+output = "O"
+tasks = ["paws-x"]
+methods = ["lr-matched"]
+max-steps = 5
+lr = 5e-6
+drop-probs = [0.5]
+[task.paws-x]
+log-steps = 2
+[method.lr-matched]
+weight-decay = 0
+"""
+YAML = """
+data: D
+output: O
+tasks: [paws-x]
+methods:
+  - lr-matched
+max-steps: 5
+lr: 5e-6
+drop-probs: [.5]
+task:
+  paws-x: {log-steps: 2}
+method:
+  lr-matched:
+    weight-decay: 0
+"""
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_toml_and_yaml_say_the_same(tmp_path: Path, suffix: str) -> None:
+    """The suffix tells which; 5e-6 is a number in both."""
+    (tmp_path / "plan.toml").write_text(TOML)
+    (tmp_path / f"plan.{suffix}").write_text(YAML)
+    first, second = (read_plan(tmp_path / f"plan.{kind}") for kind in ("toml", suffix))
+    assert first == second
+    made, output = first
+    assert output == "O"
+    [config] = made.configs(Path("out"))
+    assert (config.max_steps, config.lr, config.log_steps) == (5, 5e-6, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": []}, r"tasks: expected a list with at least one str, got \[\]"),
+        ({"tasks": "pos"}, "tasks: expected a list with at least one str, got 'pos'"),
+        ({"tasks": ["pos", "poss"]}, "tasks: unknown 'poss'; expected some of ner, pos"),
+        ({"methods": ["sgd"]}, "methods: unknown 'sgd'; expected some of standard"),
+        ({"methods": ["standard", "standard"]}, "methods: 'standard' stands there twice"),
+        ({"seeds": [1, 2, 1]}, "seeds: 1 stands there twice"),
+        ({"seeds": [True]}, "seeds: expected a list of int, got True in it"),
+        ({"seeds": [-1]}, r"run pos-standard-s-1: seed must be in \[0, 2\*\*32\), got -1"),
+        ({"drop_probs": []}, "drop_probs: expected a list with at least one float"),
+        ({"drop_probs": [0.5, 0.5]}, "drop_probs: 0.5 stands there twice"),
+        ({"drop_probs": [1.5]}, r"drop_prob must be in \[0, 1\], got 1.5"),
+        ({"methods": ["standard"], "drop_probs": [0.5]}, "none of the methods drops anything"),
+        ({"lrr": 1}, "lrr: unknown setting; known: data, model"),
+        ({"lr": -1}, "run pos-standard-s0: lr must be positive and finite, got -1"),
+        ({"lr": "big"}, "the wrong type .lr: expected float | None, got 'big'"),
+        ({"max-steps": True}, "the wrong type .max_steps: expected int | None, got True"),
+        ({"languages": ["de", "xx"]}, "task pos has no language 'xx'; expected some of pl"),
+        ({"seed": 1}, "seed: list the values as seeds for the sweep"),
+        ({"task": "pos"}, r"task: expected tables \[task.NAME\], got 'pos'"),
+        ({"task": {"poss": {}}}, r"\[task.poss\]: unknown task; expected one of ner"),
+        ({"task": {"pos": 3}}, r"\[task.pos\]: expected a table of settings, got 3"),
+        ({"task": {"pos": {"lrr": 1}}}, r"\[task.pos\] lrr: unknown setting"),
+        ({"method": {"graddrop": {"drop-prob": 1}}}, "drop_prob: list the values as drop_probs"),
+        ({"method": {"graddrop": {"drop-probs": []}}}, r"\[method.graddrop\] drop_probs: expected"),
+        ({"method": {"standard": {"drop-probs": [1.0]}}}, "drop_probs: it drops nothing"),
+        ({"method": {"graddrop": {"output": "x"}}}, "runs get folders of their own"),
+        ({"output": 3}, "output: expected a folder, got 3"),
+        ({"data": None}, "data: expected str, got None"),
+        (
+            {"accumulation": 3},
+            "run pos-standard-s0: accumulation must divide batch_size, got 3 for",
+        ),
+        ({"method": {"graddrop": {"site": "x"}}}, "run pos-graddrop-p0.5-s0: Invalid site: 'x'"),
+        ({"max_steps": 1, "max-steps": 2}, "max_steps is set twice"),
+    ],
+)
+def test_bad_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """The message names the file and the setting."""
+    values = {"data": "D", "tasks": ["pos"], "methods": ["standard", "graddrop"]} | changes
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps(values))  # which is YAML, too
+    with pytest.raises(ValueError, match=message) as error:
+        read_plan(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.yaml", "lr: [1", "expected YAML"),
+        ("p.yaml", "lr: 1\nlr: 2", "lr is set twice"),
+        ("p.yaml", "- 1", r"expected a table of settings, got \[1\]"),
+        ("p.yaml", "1: 2", "expected a table of settings, got {1: 2}"),
+        ("p.yaml", "x: !!python/object/apply:os.getcwd []", "expected YAML"),
+        ("p.toml", "lr: 1", "expected TOML"),
+        ("p.toml", "lr = 1\nlr = 2", "expected TOML"),
+    ],
+)
+def test_bad_files_of_settings_are_refused(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    """As one kind of error, whatever the language."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_settings(tmp_path / name)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """Its text is not guessed at."""
+    path = tmp_path / "plan.toml"
+    path.write_bytes('output = "Läufe"'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"plan\.toml: expected UTF-8"):
+        read_settings(path)
+
+
+def test_documented_plans_are_plans(tmp_path: Path) -> None:
+    """What the guide shows first is the file beside it, and stands for as many runs as it says."""
+    guide = (DOCS / "xglue.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    assert (DOCS / "sweep.toml").read_text(encoding="utf-8") == shown[0]
+    for text in shown:
+        (tmp_path / "plan.toml").write_text(text)
+        read_plan(tmp_path / "plan.toml")
+    made, output = read_plan(DOCS / "sweep.toml")
+    assert output == "runs/sweep"
+    assert f"{len(made.configs(Path(output)))} runs" in guide
+
+
+def test_time_left_goes_by_the_mean_of_the_same_task() -> None:
+    """Two places halve it, unless there is one run left; other tasks stand in for a new one."""
+    seconds = {"pos": [10.0, 20.0], "ner": [100.0]}
+    assert seconds_left(seconds, ["pos", "ner"], 1) == 115.0
+    assert seconds_left(seconds, ["pos", "ner"], 2) == 57.5
+    assert seconds_left(seconds, ["pos"], 2) == 15.0
+    assert seconds_left(seconds, ["xnli"], 1) == 130 / 3
+    assert seconds_left({}, ["pos"], 1) is None

@@ -1,0 +1,291 @@
+"""Laws of the methods: what each row does to a model while it is trained."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs the extra xglue")
+pytest.importorskip("datasets", reason="needs the extra xglue")
+
+import torch
+from helpers.xglue_files import write_archive
+from transformers import TrainerCallback
+
+from graddrop.mask import layer_of
+from graddrop.xglue.heads import model as model_module
+from graddrop.xglue.heads.model import load_model, load_tokenizer
+from graddrop.xglue.methods import EXEMPTIONS, METHODS, parameter_groups
+from graddrop.xglue.tasks import get_task
+from graddrop.xglue.training import run as train_module
+from graddrop.xglue.training import trainer as trainer_module
+from graddrop.xglue.training.run import FinetuneConfig, finetune
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy tasks; 32 sentences are 4 steps of 8 in an epoch."""
+    return write_archive(tmp_path_factory.mktemp("archive"), train=32, evaluation=3)
+
+
+class Recorder(TrainerCallback):
+    """Keeps what a function sees at each step, between backward pass and update."""
+
+    def __init__(self, look: Callable[[Any, Any], Any]) -> None:
+        self.look = look
+        self.seen: list[Any] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look."""
+        self.seen.append(self.look(kwargs["model"], kwargs["optimizer"].optimizer))
+
+
+@pytest.fixture
+def record(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[Any], dict[str, Any]]]:
+    """A function that runs a method and returns what was seen, and the result."""
+
+    def run(look: Callable[[Any, Any], Any], **changes: Any) -> tuple[list[Any], dict[str, Any]]:
+        recorder = Recorder(look)
+        callbacks = train_module._callbacks
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_module, "_callbacks", lambda config: [*callbacks(config), recorder])
+            values = {"task": "pos", "data": str(root), "lr": 1e-3, "epochs": 3, "batch_size": 8}
+            values |= {
+                "max_length": 32,
+                "output": str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
+            }
+            result = finetune(FinetuneConfig(**{**values, **changes}))
+        return recorder.seen, result
+
+    return run
+
+
+def with_gradient(model: Any, optimizer: Any) -> set[str]:
+    """Names of the parameters that got a gradient."""
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_head_only_trains_the_head(record: Any) -> None:
+    """No other parameter gets a gradient, and none is in the optimizer."""
+    seen, _ = record(with_gradient, method="head-only", max_steps=2)
+    assert seen == [{"classifier.weight", "classifier.bias"}] * 2
+    seen, _ = record(lambda model, o: sum(len(g["params"]) for g in o.param_groups), max_steps=1)
+    assert seen[0] > 30  # negative control: the others train everything
+
+
+def test_gradual_unfreezing_goes_top_down_per_epoch(record: Any) -> None:
+    """Head alone; then the upper of two layers; then the lower; embeddings in the fourth epoch."""
+    seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4)
+    assert len(seen) == 16
+    for step, names in enumerate(seen):
+        layers = {layer_of(name) for name in names if not name.startswith("classifier")}
+        assert layers == [set(), {1}, {0, 1}, {0, 1, None}][step // 4]
+        assert {"classifier.weight", "classifier.bias"} <= names
+
+
+def test_gradual_unfreezing_goes_evenly_over_a_share_of_the_training(record: Any) -> None:
+    """Three stages after the head's own, each a quarter of the first half of 16 steps."""
+    seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4, unfreeze_over=0.5)
+    released = [len({layer_of(name) for name in names} - {None}) for names in seen]
+    assert released == [0, 0, 1, 1, 2, 2, *[2] * 10]
+    embedding = "roberta.embeddings.word_embeddings.weight"
+    assert [embedding in names for names in seen] == [False] * 6 + [True] * 10
+
+
+def mask(model: Any, optimizer: Any) -> torch.Tensor:
+    """The next mask of one weight matrix."""
+    return optimizer.keep_mask(model.roberta.encoder.layer[0].output.dense.weight).clone()
+
+
+def test_graddrop_draws_each_step_and_its_epoch_variant_each_epoch(record: Any) -> None:
+    """Masks differ from step to step; with period epoch from epoch to epoch alone."""
+    masks, _ = record(mask, method="graddrop", epochs=2)
+    assert all(not torch.equal(a, b) for a, b in zip(masks, masks[1:], strict=False))
+    assert 0.4 < torch.stack(masks).float().mean() < 0.6
+    masks, _ = record(mask, method="graddrop-epoch", epochs=2)
+    same = [torch.equal(a, b) for a, b in zip(masks, masks[1:], strict=False)]
+    assert same == [True, True, True, False, True, True, True]
+
+
+def test_layer_graddrop_drops_whole_layers(record: Any) -> None:
+    """Each mask is all kept or all dropped, equal within a layer; head and embeddings are kept."""
+
+    def look(model: Any, optimizer: Any) -> dict[int | None, set[float]]:
+        kept: dict[int | None, set[float]] = {}
+        for name, parameter in model.named_parameters():
+            share = optimizer.keep_mask(parameter).float().mean().item()
+            kept.setdefault(layer_of(name), set()).add(share)
+        return kept
+
+    seen, _ = record(look, method="layer-graddrop", epochs=4)
+    assert all(shares[None] == {1.0} for shares in seen)
+    decisions = [tuple(shares[layer] for layer in (0, 1)) for shares in seen]
+    assert all(shares in ({0.0}, {1.0}) for pair in decisions for shares in pair)
+    assert {0.0} in {frozenset(shares) for pair in decisions for shares in pair}
+
+
+def knobs(model: Any, optimizer: Any) -> list[tuple[Any, ...]]:
+    """What the optimizer was given."""
+    names = ("initial_lr", "drop_prob", "rescale", "granularity", "period", "site")
+    return [tuple(group[name] for name in names) for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": "standard"}, (1e-3, 0.0, False, "element", "step", "grad")),
+        ({"method": "graddrop"}, (1e-3, 0.5, False, "element", "step", "grad")),
+        ({"method": "child-tuning-f"}, (1e-3, 0.7, True, "element", "step", "grad")),
+        (
+            {"method": "lr-matched", "drop_prob": 0.36},
+            (1e-3 * math.sqrt(0.64), 0.0, False, "element", "step", "grad"),
+        ),
+        (
+            {"method": "graddrop", "granularity": "row", "site": "update", "period": 3},
+            (1e-3, 0.5, False, "row", 3, "update"),
+        ),
+        (
+            {"method": "layer-graddrop", "drop_prob": 0.2, "rescale": True},
+            (1e-3, 0.2, True, "layer", "step", "grad"),
+        ),
+    ],
+)
+def test_a_row_sets_the_knobs_and_the_user_wins(
+    record: Any, changes: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    """Of every group, since nothing is exempt by default."""
+    seen, _ = record(knobs, max_steps=1, **changes)
+    assert set(seen[0]) == {expected}
+
+
+def test_exempt_parameters_are_never_masked(record: Any) -> None:
+    """Even when everything else is dropped."""
+
+    def look(model: Any, optimizer: Any) -> set[str]:
+        return {n for n, p in model.named_parameters() if optimizer.keep_mask(p).all()}
+
+    seen, _ = record(look, max_steps=2, drop_prob=1.0, exempt=("head", "embeddings"))
+    expected = {"classifier.weight", "classifier.bias"}
+    expected |= {
+        f"roberta.embeddings.{kind}_embeddings.weight"
+        for kind in ("word", "position", "token_type")
+    }
+    assert seen == [expected] * 2
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    """Four kinds of exemption cover head, embeddings, norms and biases; matrices are masked."""
+    task = get_task("pos")
+    model = load_model("tiny", task, load_tokenizer("tiny", ["a b"]), seed=0)
+    names = [name for name, _ in model.named_parameters()]
+    for exempt in ((), ("head",), tuple(EXEMPTIONS)):
+        groups = parameter_groups(model, 0.1, exempt)
+        assert sorted(name for group in groups for name, _ in group["params"]) == sorted(names)
+        unmasked = [n for group in groups if "drop_prob" in group for n, _ in group["params"]]
+        assert all(group.get("drop_prob", 0) == 0 for group in groups)
+        masked = set(names) - set(unmasked)
+        if exempt == ("head",):
+            assert sorted(unmasked) == ["classifier.bias", "classifier.weight"]
+        if len(exempt) == len(EXEMPTIONS):
+            assert masked and all(".dense." in n or ".self." in n for n in masked)
+            assert all(name.endswith(".weight") for name in masked)
+        decayed = [n for g in groups if g["weight_decay"] for n, _ in g["params"]]
+        assert decayed and not any("LayerNorm" in n or n.endswith("bias") for n in decayed)
+
+
+def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
+    """Weights for other labels are no weights to begin with; the same labels are."""
+    pos, ner = get_task("pos"), get_task("ner")
+    tokenizer = load_tokenizer("tiny", ["a b"])
+    model = load_model("tiny", pos, tokenizer, seed=0)
+    model.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), pos, tokenizer, seed=0).num_labels == len(pos.labels)
+    with pytest.raises(ValueError, match="than task ner with its 9 labels; name the encoder"):
+        load_model(str(tmp_path), ner, tokenizer, seed=0)
+
+
+def gradients(model: Any, optimizer: Any) -> dict[str, torch.Tensor]:
+    """All gradients of a step."""
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_accumulated_micro_batches_are_one_batch(record: Any) -> None:
+    """The gradient of 8 rows at once is that of 4 times 2 rows, not four times as large.
+
+    The Trainer hands the number of items to models whose signature would take it, and then leaves
+    dividing to them.
+    """
+
+    def without_dropout(vocab_size: int) -> Any:
+        config = tiny_config(vocab_size)
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        return config
+
+    tiny_config = model_module.tiny_config
+    values = {"task": "xnli", "max_steps": 1, "seed": 3, "max_grad_norm": 1e9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_module, "tiny_config", without_dropout)
+        (whole,), _ = record(gradients, **values)
+        (parts,), _ = record(gradients, accumulation=4, **values)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
+
+
+def test_recomputed_activations_give_the_same_gradients(record: Any) -> None:
+    """Checkpointing of activations saves memory and changes nothing."""
+    (plain,), _ = record(gradients, max_steps=1)
+    (saving,), _ = record(gradients, max_steps=1, activation_checkpointing=True)
+    assert plain.keys() == saving.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saving[name], gradient)
+
+
+def test_patience_ends_a_training_that_does_not_get_better(record: Any) -> None:
+    """With next to no learning rate the first evaluation stays the best."""
+    for changes, steps in (({}, 12), ({"patience": 1}, 8)):
+        _, result = record(with_gradient, lr=1e-12, **changes)
+        assert result["steps"] == steps
+        assert result["selected_step"] == 4
+
+
+def test_mixed_precision_trains(record: Any) -> None:
+    """bf16 gives other gradients than fp32, about as large; weights stay fp32."""
+    (full,), _ = record(gradients, max_steps=1)
+    (mixed,), _ = record(gradients, max_steps=1, precision="bf16")
+    name = "roberta.encoder.layer.0.output.dense.weight"
+    assert mixed[name].dtype == torch.float32
+    assert not torch.equal(full[name], mixed[name])
+    assert 0.5 < mixed[name].norm() / full[name].norm() < 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_resumes(
+    record: Any, method: str, root: Path, tmp_path: Path
+) -> None:
+    """Bit for bit, from a checkpoint in the middle of the second of two epochs."""
+    values: dict[str, Any] = {"task": "pos", "data": str(root), "method": method, "lr": 1e-3}
+    values |= {"epochs": 2, "batch_size": 8, "max_length": 32, "save_steps": 6}
+    config = FinetuneConfig(**values, output=str(tmp_path / "whole"))
+    seal = trainer_module.seal
+    with pytest.MonkeyPatch.context() as patch:
+
+        def seal_and_copy(checkpoint: Path, note: dict[str, Any]) -> None:
+            seal(checkpoint, note)
+            if checkpoint.name == "checkpoint-6":
+                shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+
+        patch.setattr(trainer_module, "seal", seal_and_copy)
+        whole = finetune(config)
+    resumed = finetune(FinetuneConfig(**values, output=str(tmp_path / "resumed")), resume=True)
+    assert resumed["steps"] == 8
+    assert resumed["history"] == whole["history"]
+    assert json.dumps(resumed["scores"]) == json.dumps(whole["scores"])
+    files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "resumed")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,0 +1,194 @@
+"""Laws of a fine-tuning run: what it writes, and what it refuses before it begins."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.root import ROOT
+
+pytest.importorskip("transformers", reason="needs the extra xglue")
+pytest.importorskip("datasets", reason="needs the extra xglue")
+
+from helpers.finetune_runs import config, write_data
+
+from graddrop.xglue.data.layouts import DataError
+from graddrop.xglue.tasks import get_task
+from graddrop.xglue.training import trainer as trainer_module
+from graddrop.xglue.training.run import FinetuneConfig, finetune
+from graddrop.xglue.training.run_folder import RunFolderError
+
+REAL_DATA = Path(os.environ.get("GRADDROP_DATA", ROOT.parent / "shared" / "data")) / "xglue"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of a toy grammar."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    finetune(config(data, folder))
+    return folder
+
+
+def test_a_run_writes_scores_of_every_language_found_and_names_the_missing(
+    data: Path, finished: Path
+) -> None:
+    """Scores stand for what was found; other languages of the task are listed as missing."""
+    folder = finished
+    result = json.loads((folder / "result.json").read_text())
+    assert sorted(result["scores"]["dev"]) == ["de", "en"]
+    assert list(result["scores"]["test"]) == ["en"]
+    assert "de" in result["missing"]["test"] and "de" not in result["missing"]["dev"]
+    assert len(result["missing"]["dev"]) == len(get_task("pos").languages) - 2
+    assert result["steps"] == 15
+    assert result["mean"]["dev"]["token_accuracy"] == pytest.approx(
+        sum(row["token_accuracy"] for row in result["scores"]["dev"].values()) / 2
+    )
+    assert sum("loss" in entry for entry in result["history"]) == 9  # one before each checkpoint
+    assert json.loads((folder / "config.json").read_text()) == result["config"]
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_a_run_learns(finished: Path) -> None:
+    """The training loss falls; the toy grammar is learnt better than by the commonest tag."""
+    result = json.loads((finished / "result.json").read_text())
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert result["scores"]["test"]["en"]["token_accuracy"] > 0.5
+
+
+def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:
+    """Below a file there is no folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        finetune(config(data, tmp_path / "file/run", max_steps=1))
+
+
+def test_a_finished_run_is_not_repeated(
+    data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `resume` its result is returned, nothing is trained, and what a kill has left goes."""
+    (finished / "checkpoint-15").mkdir()
+    monkeypatch.setattr(
+        trainer_module.ZeroShotTrainer, "train", lambda *_, **__: pytest.fail("trained again")
+    )
+    result = finetune(config(data, finished), resume=True)
+    assert result == json.loads((finished / "result.json").read_text())
+    assert not (finished / "checkpoint-15").exists()
+
+
+def test_trackers_keep_their_records(data: Path, tmp_path: Path) -> None:
+    """TensorBoard's outlive the checkpoints; what cannot track is refused before anything."""
+    pytest.importorskip("tensorboard", reason="needs the extra dev")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = config(data, tmp_path / "run", max_steps=4, report_to=("tensorboard",))
+    result = finetune(run)
+    (events,) = (tmp_path / "run/runs").rglob("events.out.tfevents.*")
+    records = EventAccumulator(str(events)).Reload()
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    assert [scalar.value for scalar in records.Scalars("train/loss")] == pytest.approx(losses)
+    with pytest.raises(ValueError, match="'papyrus', which is unknown or not installed.*tensorb"):
+        finetune(config(data, tmp_path / "other", report_to=("papyrus",)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_of_another_run_is_refused_and_unchanged(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    """The message names what differs; no file of the folder is touched."""
+
+    def listing(folder: Path) -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+    folder = finished
+    before = listing(folder)
+    with pytest.raises(
+        RunFolderError, match=r"another configuration \(lr: there 0.001, asked 0.002"
+    ):
+        finetune(config(data, folder, lr=2e-3), resume=True)
+    with pytest.raises(RunFolderError, match="finished run of this configuration; pass --resume"):
+        finetune(config(data, folder))
+    assert listing(folder) == before
+
+    (tmp_path / "mine.txt").write_text("not a run")
+    with pytest.raises(RunFolderError, match=r"not empty and holds no config\.json"):
+        finetune(config(data, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "poss"}, "unknown task 'poss'; expected one of ner, pos"),
+        ({"method": "sgd"}, "unknown method 'sgd'; expected one of standard"),
+        ({"drop_prob": 1.5}, r"drop_prob must be in \[0, 1\], got 1.5"),
+        ({"drop_prob": float("nan")}, r"drop_prob must be in \[0, 1\], got nan"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
+        ({"granularity": "column"}, "Invalid granularity: 'column': expected one of"),
+        ({"period": "week"}, r"Invalid period: 'week': expected one of \('step', 'epoch'\)"),
+        ({"period": 0}, "Invalid period: 0"),
+        ({"site": "loss"}, "Invalid site: 'loss': expected one of"),
+        ({"weight_decay": float("inf")}, "Invalid weight_decay value: inf"),
+        ({"max_steps": 0}, "max_steps must be positive and finite, got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"method": "standard", "drop_prob": 0.5}, "method standard drops nothing; leave out"),
+        ({"unfreeze_over": 1.5}, r"unfreeze_over must be in \(0, 1\], got 1.5"),
+        ({"patience": 2, "select": "last"}, "patience needs a score to watch"),
+        ({"write_predictions": True, "limit_eval": 5}, "write_predictions needs whole files"),
+        ({"accumulation": 3}, "accumulation must divide batch_size, got 3 for 8"),
+        ({"select": "test"}, "unknown select 'test'; expected one of en-dev"),
+        ({"exempt": ("heads",)}, "unknown exempt 'heads'; expected one of head"),
+        ({"languages": ("de", "xx")}, "task pos has no language 'xx'"),
+        ({"model": "no/such/model"}, "no tokenizer could be loaded for model 'no/such/model'"),
+        ({"max_length": 2}, "max_length must be at least 3, 2 of them special tokens; got 2"),
+    ],
+)
+def test_bad_settings_are_named(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Every error says which value came and what was expected."""
+    with pytest.raises(ValueError, match=message):
+        finetune(config(data, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    """A missing file is named; neither it nor a model that cannot be had makes a folder."""
+    with pytest.raises(DataError, match=r"NER/en\.dev: not among the languages found"):
+        finetune(config(data, tmp_path / "run", task="ner"))
+    with pytest.raises(DataError, match=r"NER/en\.train: not there; expected the train set"):
+        finetune(config(data, tmp_path / "run", task="ner", select="last"))
+    with pytest.raises(DataError, match="no such folder"):
+        finetune(config(data / "nowhere", tmp_path / "run"))
+    with pytest.raises(ValueError, match="no tokenizer could be loaded for model 'no/such/model'"):
+        finetune(config(data, tmp_path / "run", model="no/such/model"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    not (REAL_DATA / "POS").is_dir(), reason=f"no XGLUE files at {REAL_DATA} (GRADDROP_DATA)"
+)
+def test_real_files_run_end_to_end(tmp_path: Path) -> None:
+    """A few steps on treebank sentences give a score in every language whose file is there."""
+    result = finetune(
+        FinetuneConfig(
+            task="pos",
+            data=str(REAL_DATA),
+            output=str(tmp_path / "run"),
+            max_steps=3,
+            limit_train=100,
+            limit_eval=10,
+        )
+    )
+    there = {path.name.removesuffix(".dev") for path in (REAL_DATA / "POS").glob("*.dev")}
+    assert set(result["scores"]["dev"]) == there
+    assert all(0 <= row["token_accuracy"] <= 1 for row in result["scores"]["dev"].values())
