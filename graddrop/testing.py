@@ -38,8 +38,8 @@ class Tolerance:
 
 # About ten fp32 roundings of 2**-24, roots and divisions of 2 ulp, products contracted or not. Over
 # the grid of tests/kernels/test_triton.py the reference, the C++ kernel and the interpreted Triton
-# kernels are off by at most 4.0e-7 in updates and 1.8e-7 in moments; three times that is allowed. A store
-# rounds to nearest.
+# kernels are off by at most 4.0e-7 in updates and 1.8e-7 in moments; three times that is allowed.
+# A store rounds to nearest.
 FP32_ARITHMETIC = Tolerance(update=1.2e-6, moments=5.4e-7, ulps=0.5)
 # Triton's interpreter cuts off where the GPU rounds to nearest when it stores bf16.
 INTERPRETED = Tolerance(update=1.2e-6, moments=5.4e-7, ulps=1.0)

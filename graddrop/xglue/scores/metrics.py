@@ -2,8 +2,8 @@
 
 Every metric has the signature `metric(examples, predictions, language) -> float`: examples as
 columns (see `graddrop.xglue.data.layouts`), one prediction per example in the same order, the
-score as a fraction from 0 to 1. What the official scorer does is kept even where one would do otherwise, so
-that scores compare with published ones.
+score as a fraction from 0 to 1. What the official scorer does is kept even where one
+would do otherwise, so that scores compare with published ones.
 """
 
 import math
