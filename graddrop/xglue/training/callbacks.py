@@ -6,6 +6,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from graddrop.mask import layer_of
+from graddrop.xglue.training.order import LengthSampler
 
 
 class Checkpoints(TrainerCallback):
@@ -52,6 +53,25 @@ class NewMaskEachEpoch(TrainerCallback):
         """Name the epoch, so that one resumed in its middle goes on with its own mask."""
         # The Trainer hands out accelerate's wrapper.
         kwargs["optimizer"].optimizer.new_mask(int(state.epoch or 0))
+
+
+class NewOrderEachEpoch(TrainerCallback):
+    """Tell the training set's order which epoch begins.
+
+    accelerate does so, too, but not where several processes resume in the middle of an epoch.
+
+    Args:
+        sampler: Gives the order.
+    """
+
+    def __init__(self, sampler: LengthSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Name the epoch, so that one resumed in its middle goes on with its own order."""
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class GradualUnfreezing(TrainerCallback):

@@ -10,12 +10,16 @@ from transformers import Trainer
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.scores.metrics import METRICS
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
+from graddrop.xglue.training.callbacks import NewOrderEachEpoch
+from graddrop.xglue.training.order import LengthSampler
 from graddrop.xglue.training.run_data import EvaluationSet
 from graddrop.xglue.training.run_folder import RunFolder, seal, writing
 
 
 class ZeroShotTrainer(Trainer):
     """A Trainer whose evaluation scores a task in several languages.
+
+    The training set is read in the order of `graddrop.xglue.training.order`.
 
     Args:
         task: Row of the task table.
@@ -42,10 +46,22 @@ class ZeroShotTrainer(Trainer):
             eval_dataset={name: entry.features for name, entry in evaluations.items()},
             **kwargs,
         )
+        n_micro_batches = self.args.gradient_accumulation_steps * self.args.world_size
+        assert self.train_dataset is not None and self.args.data_seed is not None
+        self._sampler = LengthSampler(
+            [len(ids) for ids in self.train_dataset["input_ids"]],
+            # Micro-batches and devices share out one batch, so that its examples stay the same.
+            self.args.train_batch_size * n_micro_batches,
+            self.args.data_seed,
+        )
+        self.add_callback(NewOrderEachEpoch(self._sampler))
         self.task = task
         self.evaluations = evaluations
         self._seconds_before = seconds_before
         self._started = time.perf_counter()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        return self._sampler
 
     @property
     def seconds(self) -> float:

@@ -1,12 +1,45 @@
-"""Laws of the order of the training set: a function of seed and epoch."""
+"""Laws of the order of the training set: a function of seed and epoch, with little padding."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers", reason="needs the extra xglue")
+pytest.importorskip("datasets", reason="needs the extra xglue")
+
+import numpy as np
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from helpers.finetune_runs import config, write_data
+from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState
 
 from graddrop.xglue.training.arguments import OneDeviceArguments
+from graddrop.xglue.training.callbacks import NewOrderEachEpoch
+from graddrop.xglue.training.order import POOL, LengthSampler, order_of_epoch
+from graddrop.xglue.training.run import finetune
+from graddrop.xglue.training.trainer import ZeroShotTrainer
+
+# Sentences as treebanks have them: many short ones, few long ones.
+LENGTHS = np.random.default_rng(0).lognormal(3, 0.8, 3001).astype(int).clip(3, 128).tolist()
+
+
+def cut(order: Sequence[int], size: int) -> list[list[int]]:
+    """An order in batches."""
+    return [list(order[at : at + size]) for at in range(0, len(order), size)]
+
+
+def padding(order: Sequence[int], size: int) -> float:
+    """Positions computed over sub-words read, of examples with `LENGTHS`."""
+    computed = sum(
+        max(LENGTHS[index] for index in batch) * len(batch) for batch in cut(order, size)
+    )
+    return computed / sum(LENGTHS[index] for index in order)
 
 
 def test_neighbouring_seeds_share_no_orders(tmp_path: Path) -> None:
@@ -22,3 +55,95 @@ def test_neighbouring_seeds_share_no_orders(tmp_path: Path) -> None:
     assert min(gaps) > 10_000
     named = OneDeviceArguments(str(tmp_path), data_seed=7, use_cpu=True, report_to=[])
     assert named.data_seed == 7
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+@pytest.mark.parametrize("n", [0, 1, 6, 7, 8, 16 * POOL - 1, 16 * POOL + 33])
+def test_an_epoch_reads_every_example_once(n: int, size: int) -> None:
+    """Also where there are fewer than a batch, or than a pool; the rest is the last batch."""
+    order = list(order_of_epoch(LENGTHS[:n], size, 3, 1))
+    assert sorted(order) == list(range(n))
+    # A whole batch holds neighbours in length of its pool; the rest is of any length.
+    for batch in cut(order, size)[: n // size]:
+        assert [LENGTHS[index] for index in batch] == sorted(LENGTHS[index] for index in batch)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_training_pads_little(size: int) -> None:
+    """At most 1.15 positions for a sub-word, where batches drawn at random take twice as many."""
+    for seed, epoch in itertools.product(range(3), range(2)):
+        assert padding(list(order_of_epoch(LENGTHS, size, seed, epoch)), size) < 1.15
+    assert padding(range(len(LENGTHS)), size) > 2
+
+
+def test_orders_are_functions_of_seed_and_epoch() -> None:
+    """The same again, whatever else was drawn; another one for any other pair, batches included."""
+    orders = {}
+    for seed, epoch in itertools.product(range(4), range(4)):
+        torch.manual_seed(epoch)
+        np.random.seed(seed)
+        orders[seed, epoch] = list(order_of_epoch(LENGTHS, 16, seed, epoch))
+        assert orders[seed, epoch] == list(order_of_epoch(LENGTHS, 16, seed, epoch))
+    batches = {key: {frozenset(batch) for batch in cut(order, 16)} for key, order in orders.items()}
+    for a, b in itertools.combinations(orders, 2):
+        assert orders[a] != orders[b]
+        assert len(batches[a] & batches[b]) < 0.1 * len(batches[a])
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+@pytest.mark.parametrize("skip", [0, 3])
+def test_processes_share_an_order_out_also_when_they_resume(n_processes: int, skip: int) -> None:
+    """Through accelerate's shards, and from the middle of the second epoch on."""
+    size = 8
+    lengths = LENGTHS[:96]
+    shares = []
+    for process in range(n_processes):
+        sampler = LengthSampler(lengths, size, 5)
+        loader = prepare_data_loader(
+            DataLoader(range(96), batch_size=size // n_processes, sampler=sampler),
+            num_processes=n_processes,
+            process_index=process,
+            use_seedable_sampler=True,
+            put_on_device=False,
+        )
+        if skip:
+            loader = skip_first_batches(loader, skip)
+        loader.set_epoch(1)  # as the Trainer does
+        NewOrderEachEpoch(sampler).on_epoch_begin(
+            SimpleNamespace(), TrainerState(epoch=1 + skip / 12), TrainerControl()
+        )
+        shares.append([batch.tolist() for batch in loader])
+    read = [index for steps in zip(*shares, strict=True) for share in steps for index in share]
+    assert read == list(order_of_epoch(lengths, size, 5, 1))[skip * size :]
+
+
+class ReadyError(Exception):
+    """Raised where training would begin, with the trainer."""
+
+
+def test_a_batch_is_the_same_examples_in_however_many_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accumulation cuts into micro-batches is the batch that would be read as one."""
+    data = write_data(tmp_path / "data")
+
+    def stop(self: ZeroShotTrainer, **_: Any) -> None:
+        raise ReadyError(self)
+
+    monkeypatch.setattr(ZeroShotTrainer, "train", stop)
+    batches = []
+    for accumulation in (1, 4):
+        run = config(data, tmp_path / str(accumulation), accumulation=accumulation)
+        with pytest.raises(ReadyError) as ready:
+            finetune(run)
+        (trainer,) = ready.value.args
+        micro = [
+            [tuple(ids[ids != 1].tolist()) for ids in inputs["input_ids"]]
+            for inputs in trainer.get_train_dataloader()
+        ]
+        tellers = [c for c in trainer.callback_handler.callbacks if type(c) is NewOrderEachEpoch]
+        assert [teller.sampler for teller in tellers] == [trainer._get_train_sampler()]
+        assert len(micro[0]) == 8 // accumulation
+        batches.append(cut([example for batch in micro for example in batch], 8))
+    assert batches[0] == batches[1]
+    assert len(batches[0]) == 5
