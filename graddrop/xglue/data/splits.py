@@ -11,7 +11,7 @@ from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_VERSION = 1
+_VERSION = 2
 """To be counted up when reading makes other examples of the same files."""
 
 

@@ -1,7 +1,7 @@
-"""Laws of reading: every trap of the official files, every kind of source, the cache."""
+"""Laws of sources: every kind of them, and the cache."""
 
 import hashlib
-import json
+import os
 import shutil
 import tarfile
 import threading
@@ -18,117 +18,11 @@ import datasets
 import huggingface_hub
 from helpers.xglue_files import LANGUAGES, NO_REAL_DATA, REAL_DATA, write_archive
 
+from graddrop.xglue.data import sources
 from graddrop.xglue.data.layouts import DataError, read_file
 from graddrop.xglue.data.sources import FolderSource, open_source
-from graddrop.xglue.data.splits import evaluation_languages, load_split, sources
+from graddrop.xglue.data.splits import evaluation_languages, load_split
 from graddrop.xglue.tasks import TASKS, get_task
-
-
-def read(task: str, text: str, tmp_path: Path, split: str = "dev") -> list[dict[str, Any]]:
-    """What is read from a file with this text."""
-    path = tmp_path / "file"
-    path.write_bytes(text.encode("utf-8"))
-    return list(read_file(get_task(task), path, split))
-
-
-# -- the layouts ---------------------------------------------------------------------------------
-
-
-def test_the_last_sentence_needs_no_blank_line(tmp_path: Path) -> None:
-    """Blank lines separate sentences, several do so once, -DOCSTART- lines are blank ones."""
-    text = "-DOCSTART- X\n\nA DET\ncat NOUN\n\n\nIt PRON\nsleeps VERB"
-    assert read("pos", text, tmp_path) == [
-        {"words": ["A", "cat"], "tags": ["DET", "NOUN"]},
-        {"words": ["It", "sleeps"], "tags": ["PRON", "VERB"]},
-    ]
-
-
-def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
-    """A line separator or a form feed inside of a sentence is text; CR LF is one end."""
-    text = "a\u2028b NOUN\r\nc\x0cd\x85e NOUN\r\n"
-    assert read("pos", text, tmp_path)[0]["words"] == ["a\u2028b", "c\x0cd\x85e"]
-    rows = read("qam", "a\u2028b\tc\x0bd\t1\r\n", tmp_path)
-    assert rows == [{"question": "a\u2028b", "passage": "c\x0bd", "label": "1"}]
-
-
-def test_the_tag_follows_the_last_space(tmp_path: Path) -> None:
-    """A word may hold a space, as some languages write them."""
-    assert read("pos", "Việt Nam PROPN\n", tmp_path)[0]["words"] == ["Việt Nam"]
-
-
-def test_columns_are_split_at_tabs_alone(tmp_path: Path) -> None:
-    """Quotes are text, empty fields and white space at the ends stay."""
-    text = '"a "quoted" b\t\t\tGood\n x \t"\ty\tBad\n'
-    assert read("qadsm", text, tmp_path) == [
-        {"query": '"a "quoted" b', "title": "", "description": "", "label": "Good"},
-        {"query": " x ", "title": '"', "description": "y", "label": "Bad"},
-    ]
-
-
-def test_the_training_file_of_xnli_has_a_header_and_its_own_spelling(tmp_path: Path) -> None:
-    """`contradictory` is `contradiction`; dev and test have no header."""
-    text = "premise\thypo\tlabel\np\th\tcontradictory\n"
-    assert read("xnli", text, tmp_path, "train") == [
-        {"premise": "p", "hypothesis": "h", "label": "contradiction"}
-    ]
-    with pytest.raises(DataError, match=r":1: expected a label out of entailment.*found 'label'"):
-        read("xnli", text, tmp_path, "dev")
-
-
-def test_rows_marked_ns_stay(tmp_path: Path) -> None:
-    """Every line but the header is a row of PAWS-X: predictions are counted by lines."""
-    text = "id\tsentence1\tsentence2\tlabel\n1\tNS\tNS\t0\n2\ta\tb\t1\n"
-    assert [row["sentence1"] for row in read("paws-x", text, tmp_path)] == ["NS", "a"]
-
-
-def squad(answer: str, start: int) -> str:
-    """A file with one question."""
-    asked = {"id": 1, "question": "q", "answers": [{"text": answer, "answer_start": start}]}
-    return json.dumps({"data": [{"paragraphs": [{"context": "ab 中文 cd", "qas": [asked]}]}]})
-
-
-def test_answers_are_counted_in_characters(tmp_path: Path) -> None:
-    """The text stands where `answer_start` says, in any script."""
-    (example,) = read("mlqa", squad("中文", 3), tmp_path)
-    assert example["answers"] == {"text": ["中文"], "answer_start": [3]}
-    assert example["id"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("task", "text", "message"),
-    [
-        ("pos", "", "empty; expected at least one example of task pos"),
-        ("pos", "\n\n", "empty; expected"),
-        ("pos", "a NOUN\nb\n", r":2: expected 'word tag' with one space between, found 'b'"),
-        ("pos", "a NUON\n", r":1: expected a label out of ADJ, .*, found 'NUON'"),
-        ("ner", "a O\n\nb B-TIME\n", r":3: expected a label out of O, B-PER.*found 'B-TIME'"),
-        ("nc", "t\tb\tsports\nt\tsports\n", r":2: expected 3 TAB-separated columns \(title, body"),
-        ("qam", "a\tb\tc\t1\n", r":1: expected 3 TAB-separated columns .*found '4 in a"),
-        ("wpr", "a\tb\tc\t5\n", r":1: expected a label out of 0, 1, 2, 3, 4, found '5'"),
-        ("nc", "", "empty"),
-        ("paws-x", "id\tsentence1\tsentence2\tlabel\n", "empty"),
-        ("mlqa", "{", r":1: expected JSON"),
-        ("mlqa", '{"data": [{"paragraphs": [{}]}]}', "expected SQuAD v1.1, missing.*'context'|qas"),
-        ("mlqa", '{"data": []}', "empty"),
-        ("mlqa", squad("cd", 5), r"question 1: expected 'cd' at character 5, found ' c'"),
-    ],
-)
-def test_malformed_files_are_named_with_the_line(
-    task: str, text: str, message: str, tmp_path: Path
-) -> None:
-    """The message says where, what was expected, what was found."""
-    with pytest.raises(DataError, match=message) as error:
-        read(task, text, tmp_path)
-    assert str(tmp_path / "file") in str(error.value)
-
-
-def test_other_encodings_are_named_with_the_line(tmp_path: Path) -> None:
-    """Bytes that are not UTF-8 are not guessed at."""
-    path = tmp_path / "file"
-    path.write_bytes(b"a NOUN\nna\xefve ADJ\n")
-    with pytest.raises(DataError, match=r"file:2: expected UTF-8, found b'\\xef'"):
-        list(read_file(get_task("pos"), path, "dev"))
-
 
 # -- the sources ---------------------------------------------------------------------------------
 
@@ -362,6 +256,20 @@ def test_a_file_is_read_once_until_it_changes(
     path.write_text(path.read_text() + "\nnew X\n")
     changed = load_split(task, source, "dev")
     assert reads == ["dev", "dev"] and len(changed) == len(first) + 1
+
+
+def test_an_edit_of_equal_length_is_seen(tmp_path: Path) -> None:
+    """The file's time tells, where its size does not."""
+    write_archive(tmp_path)
+    task, source = get_task("pos"), FolderSource(tmp_path)
+    path = source.file(task, "dev", "en")
+    texts = [path.read_text(), path.read_text().replace("word", "mark")]
+    found = []
+    for seconds, text in enumerate(texts, start=1):
+        path.write_text(text)
+        os.utime(path, (seconds, seconds))
+        found.append(load_split(task, source, "dev").to_list())
+    assert len(texts[0]) == len(texts[1]) and found[0] != found[1]
 
 
 def test_errors_pass_through_the_cache(tmp_path: Path) -> None:
