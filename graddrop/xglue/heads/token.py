@@ -1,6 +1,7 @@
 """One label per word: sub-word encoding and its inverse, with windows over long sentences."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from graddrop.xglue.heads.windows import Frame, windows
@@ -22,7 +23,9 @@ def encoder(
 ) -> Callable[[Batch, list[int]], list[dict[str, Any]]]:
     """Return the function that turns a batch of sentences into model inputs.
 
-    The label of a word sits at its first sub-word. A sentence longer than the model's input is cut
+    The label of a word sits at its first sub-word that carries text: many tokenizers begin words,
+    most of all in scripts without spaces, with a sub-word that is only the space before it. Where
+    none carries text it is the first one. A sentence longer than the model's input is cut
     into windows that overlap by a quarter; each word counts in exactly one of them, so that every
     word is trained on and predicted once.
 
@@ -42,15 +45,23 @@ def encoder(
     room = frame.room(max_length)
     numbers = {label: number for number, label in enumerate(task.labels)}
 
+    @cache
+    def carries_text(subword: int) -> bool:
+        return bool(tokenizer.decode([subword]).strip())
+
     def encode(batch: Batch, indices: list[int]) -> list[dict[str, Any]]:
         rows = []
         for index, words, tags in zip(indices, batch["words"], batch["tags"], strict=True):
-            subwords, first = _subwords(tokenizer, words)
+            subwords, of_words = _subwords(tokenizer, words)
+            heads = [
+                next((at for at in places if carries_text(subwords[at])), places[0])
+                for places in of_words
+            ]
             for window in windows(len(subwords), room, room // 4):
                 row, (begin,) = frame.assemble(subwords[window.start : window.end])
                 labels = [IGNORED] * len(row["input_ids"])
                 stands_for = [-1] * len(row["input_ids"])
-                for word, position in enumerate(first):
+                for word, position in enumerate(heads):
                     if window.own_start <= position < window.own_end:
                         place = begin + position - window.start
                         labels[place] = numbers[tags[word]]
@@ -87,19 +98,19 @@ def decode(
 
 def _subwords(
     tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """Return the sub-words of a sentence and the position of each word's first one."""
+) -> tuple[list[int], list[list[int]]]:
+    """Return the sub-words of a sentence and the positions of each word's own, at least one."""
     # Not verbose: it would warn of the very lengths that are cut into windows afterwards.
     encoded = tokenizer(
         list(words), is_split_into_words=True, add_special_tokens=False, verbose=False
     )
-    first: dict[int, int] = {}
+    places: list[list[int]] = [[] for _ in words]
     for position, word in enumerate(encoded.word_ids()):
-        first.setdefault(word, position)
-    if len(first) < len(words):
+        places[word].append(position)
+    if not all(places):
         # Normalisation may leave nothing of a word (a lone zero-width space, say); the unknown
         # token stands in, since that word wants a prediction too.
         unknown = tokenizer.unk_token
-        kept = [word if number in first else unknown for number, word in enumerate(words)]
+        kept = [word if own else unknown for word, own in zip(words, places, strict=True)]
         return _subwords(tokenizer, kept)
-    return encoded["input_ids"], [first[number] for number in range(len(words))]
+    return encoded["input_ids"], places

@@ -1,5 +1,7 @@
 """Laws of turning examples into model inputs and model outputs into predictions."""
 
+import hashlib
+import json
 import re
 import unicodedata
 from pathlib import Path
@@ -17,6 +19,7 @@ from helpers.xglue_files import NO_REAL_DATA, REAL_DATA
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from graddrop.xglue.data.sources import FolderSource
+from graddrop.xglue.heads import HEADS, encoding
 from graddrop.xglue.heads import sequence as sequence_head
 from graddrop.xglue.heads import span as span_head
 from graddrop.xglue.heads import token as token_head
@@ -39,6 +42,18 @@ CONTEXTS = [
     ("تقع القاهرة على نهر النيل في مصر.", "نهر النيل"),
     ("𝔊othic 🦊 and e\u0301 combined", "🦊 and e\u0301"),
 ]
+
+
+ENCODED: dict[str, dict[str, Any]] = {
+    "pos": {"words": ["the", "首都", "\u200b", "，"], "tags": ["DET", "NOUN", "X", "PUNCT"]},
+    "qam": {"question": "the quick fox " * 9, "passage": "dog 北京", "label": "1"},
+    "mlqa": {
+        "question": "lazy dog",
+        "context": CONTEXTS[0][0],
+        "answers": {"text": ["brown"], "answer_start": [10]},
+    },
+}
+"""One example for each head, those of the last two too long for one window."""
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +172,39 @@ def test_every_word_is_labelled_and_predicted_once(
         assert token_head.decode(task, examples, shuffled, classes) == tags
 
 
-def test_the_label_sits_at_the_first_sub_word(tokenizer: Any) -> None:
-    """The sub-words between labels are the words, in order."""
+def labelled_pieces(tokenizer: Any, task: str, words: list[str]) -> list[str]:
+    """The sub-words at which the words' labels sit."""
+    labels = get_task(task).labels
+    tags = [labels[number % len(labels)] for number in range(len(words))]
+    encode_ = token_head.encoder(get_task(task), tokenizer, 64)
+    (row,) = encode_({"words": [words], "tags": [tags]}, [0])
+    places = [n for n, label in enumerate(row["labels"]) if label != token_head.IGNORED]
+    assert [row["labels"][place] for place in places] == [labels.index(tag) for tag in tags]
+    # Predictions are read where the labels are.
+    assert [row["words"][place] for place in places] == list(range(len(words)))
+    assert sum(word >= 0 for word in row["words"]) == len(words)
+    return tokenizer.convert_ids_to_tokens([row["input_ids"][place] for place in places])
+
+
+@pytest.mark.parametrize("task", ["pos", "ner"])
+def test_the_label_sits_at_the_first_sub_word_with_text(
+    xlmr: Any, bert_like: Any, task: str
+) -> None:
+    """Not at a space before it, with any kind of tokenizer; at the space if there is no text."""
+    words = ["dog", "首都", "，", "\u3000", "fox", "天"]
+    assert xlmr.tokenize("首都") == ["▁", "首", "都"]
+    assert labelled_pieces(xlmr, task, words) == ["▁dog", "首", ",", "<unk>", "▁fox", "天"]
+    # Bytes: the space is written Ġ, and what is less than a character is text, too.
+    of_bytes = train_tokenizer(["the dog and the fox " * 9], 300)
+    assert of_bytes.tokenize("首")[:2] == ["Ġ", "é"]
+    found = labelled_pieces(of_bytes, task, ["dog", "首都", "\u3000", "fox"])
+    assert found == ["Ġdog", "é", "Ġ", "Ġfox"]
+    # Pieces of words: nothing stands for a space, so it is the first of them.
+    assert labelled_pieces(bert_like, task, ["dog", "ox", "首"]) == ["d", "o", "[UNK]"]
+
+
+def test_the_sub_words_between_labels_are_the_words(tokenizer: Any) -> None:
+    """In order, without a rest."""
     task = get_task("pos")
     words = ["jumps", "Straße", "首都"]
     (row,) = token_head.encoder(task, tokenizer, 64)(
@@ -317,8 +363,6 @@ def test_model_inputs_are_made_once(
         inner = original(*arguments)
         return lambda batch, indices: made.append(len(indices)) or inner(batch, indices)
 
-    from graddrop.xglue.heads import HEADS
-
     monkeypatch.setitem(
         HEADS, "token", type(HEADS["token"])(**{**vars(HEADS["token"]), "encoder": counted})
     )
@@ -332,6 +376,17 @@ def test_model_inputs_are_made_once(
     encode(task, examples, tokenizer, 17)
     encode(task, examples, train_tokenizer(TEXT, 280), 16)
     assert made == [3, 3, 3]
+
+
+def test_encoders_that_make_something_else_have_another_version(xlmr: Any) -> None:
+    """What they make of a few examples, as numbers, belongs to one version of the cache."""
+    made = []
+    for name, values in ENCODED.items():
+        task = get_task(name)
+        batch = {column: [value] * 2 for column, value in values.items()}
+        made.append(HEADS[task.head].encoder(task, xlmr, 32)(batch, [0, 1]))
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    assert {encoding._VERSION: digest} == {2: "e9712684057609c5"}
 
 
 def test_inputs_longer_than_the_models_are_refused(tokenizer: Any) -> None:
