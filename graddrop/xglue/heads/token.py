@@ -47,7 +47,8 @@ def encoder(
 
     @cache
     def carries_text(subword: int) -> bool:
-        return bool(tokenizer.decode([subword]).strip())
+        text: str = tokenizer.backend_tokenizer.decode([subword], skip_special_tokens=False)
+        return bool(text.strip())
 
     def encode(batch: Batch, indices: list[int]) -> list[dict[str, Any]]:
         rows = []
