@@ -144,7 +144,7 @@ def compile_squares(
     constants = {
         "GRAD_DTYPE": launch.DTYPES[grad_dtype],
         "MASKED": masked,
-        "MODES": modes,
+        "MODES": modes if masked else 1,
         "ALIGNED": True,
         "VECTOR": vector,
     }

@@ -67,6 +67,7 @@ def adamw_step_(
     bias_correction1 = 1 - beta1**step
     bias_correction2_sqrt = (1 - beta2**step) ** 0.5
     step_size = lr / bias_correction1
+    one_minus_beta1, one_minus_beta2 = 1 - beta1, 1 - beta2
     decay_factor = 1 - lr * weight_decay
     if keep is not None and site == "update":
         step_size = step_size * mask_scale
@@ -83,8 +84,8 @@ def adamw_step_(
     # decoupled weight decay
     p_decayed = p * decay_factor
     # moments
-    m_new = m.lerp(g, 1 - beta1)
-    v_new = v.mul(beta2).addcmul(g, g, value=1 - beta2)
+    m_new = m.lerp(g, one_minus_beta1)
+    v_new = v.mul(beta2).addcmul(g, g, value=one_minus_beta2)
     # update
     denom = (v_new.sqrt() / bias_correction2_sqrt).add(eps)
     p_new = p_decayed.addcdiv(m_new, denom, value=-step_size)

@@ -142,7 +142,8 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
     for (int64_t i = 0; i < n_tensors; ++i) {
         const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
         if (row[GRAD] == NO_GRAD) continue;
-        Tensor t = prepare(row, layout_table, group_table, counters, grad_factor, work.kernel);
+        Tensor t =
+            derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel);
         *t.finished += 1;
         if (t.dropped && t.site == SITE_FREEZE) t.n_tiles = 0;
         work.add(t, i);
@@ -175,7 +176,7 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
         for (int64_t i = 0; i < n_tensors; ++i) {
             const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
             if (row[GRAD] == NO_GRAD) continue;
-            Tensor t = prepare(row, layout_table, group_table, counters, 1.0, work.kernel);
+            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel);
             const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
             if (!masked || !on_grad)
                 t.source = SOURCE_NONE;

@@ -36,8 +36,9 @@ inline uint32_t round_threshold(double drop_prob) {
 }
 
 // Derives the numbers of a tensor's next step from its row and group. Changes nothing.
-inline Tensor prepare(const int64_t* row, const int64_t* layout_table, const double* group_table,
-                      const int64_t* counters, double grad_factor, const Kernel& kernel) {
+inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
+                            const double* group_table, const int64_t* counters,
+                            double grad_factor, const Kernel& kernel) {
     const double* group = group_table + row[GROUP] * N_GROUP_COLUMNS;
     const double lr = group[LR], beta1 = group[BETA1], beta2 = group[BETA2];
     const int64_t period = int64_t(group[PERIOD]);

@@ -154,7 +154,7 @@ class TritonStep:
                 constants = {
                     "GRAD_DTYPE": DTYPES[launch.dtypes[1]],
                     "MASKED": masked,
-                    "MODES": launch.modes,
+                    "MODES": launch.modes if masked else 1,
                 }
                 if launch.strided:
                     strided_squares[(n_chunks,)](

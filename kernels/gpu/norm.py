@@ -4,68 +4,52 @@ import triton
 import triton.language as tl
 
 from .. import abi
+from .modes import call_for_mode
 from .philox import words_of_tile
 from .prepare import FLOATS, GRAD_FACTOR, INTS
-from .walk import chunk_tiles, keep_elements, keep_half_tile, load_key, locate
+from .walk import chunk_tiles, keep_elements, keep_half_tile, load_chunk, load_key, locate
 
 # kernels see globals only as constexpr
 _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _GRAD, _BEGIN, _END = tl.constexpr(abi.GRAD), tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _NO_GRAD = tl.constexpr(abi.NO_GRAD)
 _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
-_N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
-_N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
 SUM_BLOCK = tl.constexpr(1024)  # partial sums that `sum_chunks` adds at a time
 
 
-@triton.jit
-def _source_on_grad(row, MASKED: tl.constexpr):
-    """What shares a decision on the tensor's gradient: none where only its update is masked."""
-    mode = tl.load(row + _MODE).to(tl.int32)
-    site = mode % _N_SITES
-    on_grad = (site == _SITE_GRAD) | (site == _SITE_FREEZE)
-    return tl.where(MASKED & on_grad, mode // _N_SITES, _SOURCE_NONE)
-
-
 @triton.constexpr_function
-def _occurs(source, modes, masked):
-    """Whether a tensor of the launch has this source on its gradient."""
-    on_grad = ((1 << abi.SITE_GRAD) | (1 << abi.SITE_FREEZE)) << (abi.N_SITES * source)
-    return source == abi.SOURCE_NONE or (masked and modes & on_grad != 0)
+def _on_grad(source, site):
+    """What shares a decision on the gradient: none where only the update is masked."""
+    return source if site in (abi.SITE_GRAD, abi.SITE_FREEZE) else abi.SOURCE_NONE
 
 
 @triton.jit
-def _kept(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
+def _load_kept(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
     """One block of gradients, fp32; 0 where out of bounds or dropped."""
     if in_bounds is None:
-        grad = tl.load(grad_ptrs).to(tl.float32)
+        g = tl.load(grad_ptrs).to(tl.float32)
     else:
-        grad = tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
+        g = tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
     if SOURCE != _SOURCE_NONE:
-        grad = tl.where(keep, grad, 0.0)
-    return grad
+        g = tl.where(keep, g, 0.0)
+    return g
 
 
 @triton.jit
-def _dense_chunk(
+def _sum_tiles(
     row,  # int64*: the tensor's row of the tensor table
     ints,  # int32*: its integers
-    partial,  # fp32*: the chunk's sum, out
+    grad,  # pointer to element 0 of the whole gradient
     first_tile,  # int64 scalar
     n_tiles,  # int32 scalar
-    GRAD_DTYPE: tl.constexpr,
-    SOURCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
+    SOURCE: tl.constexpr,
     BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
 ):
-    """Sum the squares of n_tiles tiles."""
-    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
-    if ALIGNED:
-        grad = tl.multiple_of(grad, 16)
+    """The sum of the squares in n_tiles tiles."""
     begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
     key = load_key(row, ints)
     threshold, stream, draw, seed, row_size, decision = key
@@ -82,9 +66,30 @@ def _dense_chunk(
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
-            kept = _kept(grad + start + offset, in_bounds, keep, SOURCE)
+            kept = _load_kept(grad + start + offset, in_bounds, keep, SOURCE)
             sums = tl.fma(kept, kept, sums)
-    tl.store(partial, tl.sum(sums))
+    return tl.sum(sums)
+
+
+@triton.jit
+def _sum_chunk(
+    row,  # int64*: the tensor's row of the tensor table
+    ints,  # int32*: its integers
+    grad,  # pointer to element 0 of the whole gradient
+    partial,  # fp32*: the chunk's sum, out
+    chunk,  # int32 scalar: number within the tensor
+    VECTOR: tl.constexpr,
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+):
+    """Sum the squares of one chunk."""
+    first_tile, n_tiles, full = chunk_tiles(row, chunk)
+    n_tiles = tl.where(tl.load(row + _GRAD) == _NO_GRAD, 0, n_tiles)
+    source: tl.constexpr = _on_grad(SOURCE, SITE)
+    for bounded in tl.static_range(2):
+        if full != bounded:
+            total = _sum_tiles(row, ints, grad, first_tile, n_tiles, VECTOR, source, bounded)
+            tl.store(partial, total)
 
 
 @triton.jit
@@ -95,36 +100,39 @@ def dense_squares(
     partials,  # fp32 [n_chunks], out
     GRAD_DTYPE: tl.constexpr,
     MASKED: tl.constexpr,  # leave out what the masks drop of the gradients
-    MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m
+    MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m; 1 unless MASKED
     ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
     VECTOR: tl.constexpr,  # neighbouring elements per thread
 ):
     """Sum the squares of one chunk of a tensor that is one contiguous range of its parameter."""
-    chunk = chunks + tl.program_id(0) * 2
-    tensor = tl.load(chunk)
-    row = tensor_table + tensor * _N_TENSOR_COLUMNS
-    ints = ints + tensor * INTS
+    tensor, row, chunk = load_chunk(chunks, tensor_table)
+    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
+    if ALIGNED:
+        grad = tl.multiple_of(grad, 16)
+    mode = tl.load(row + _MODE) if MASKED else 0
     partial = partials + tl.program_id(0)
-    first_tile, n_tiles, full = chunk_tiles(row, tl.load(chunk + 1))
-    n_tiles = tl.where(tl.load(row + _GRAD) == _NO_GRAD, 0, n_tiles)
-    used = _source_on_grad(row, MASKED)
-    for source in tl.static_range(_N_SOURCES):
-        if _occurs(source, MODES, MASKED):
-            if used == source:
-                for bounded in tl.static_range(2):
-                    if full != bounded:
-                        _dense_chunk(
-                            row,
-                            ints,
-                            partial,
-                            first_tile,
-                            n_tiles,
-                            GRAD_DTYPE,
-                            source,
-                            ALIGNED,
-                            VECTOR,
-                            bounded,
-                        )
+    ints = ints + tensor * INTS
+    call_for_mode(mode, MODES, _sum_chunk, (row, ints, grad, partial, chunk, VECTOR))
+
+
+@triton.jit
+def _sum_strided(
+    row,  # int64*: the tensor's row of the tensor table
+    layout,  # int64*: its row of the layout table
+    ints,  # int32*: its integers
+    grad,  # pointer to the first local entry
+    partial,  # fp32*: the block's sum, out
+    block,  # int32 scalar: number within the tensor
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+):
+    """Sum the squares of one block."""
+    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
+    in_bounds = in_bounds & (tl.load(row + _GRAD) != _NO_GRAD)
+    source: tl.constexpr = _on_grad(SOURCE, SITE)
+    keep = keep_elements(element, load_key(row, ints), source)
+    kept = _load_kept(grad + at_grad, in_bounds, keep, source)
+    tl.store(partial, tl.sum(kept * kept))
 
 
 @triton.jit
@@ -139,24 +147,13 @@ def strided_squares(
     MODES: tl.constexpr,  # as in dense_squares
 ):
     """Sum the squares of one block of a tensor of any strides."""
-    chunk = chunks + tl.program_id(0) * 2
-    tensor = tl.load(chunk)
-    row = tensor_table + tensor * _N_TENSOR_COLUMNS
+    tensor, row, block = load_chunk(chunks, tensor_table)
     layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
-    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, tl.load(chunk + 1))
-    origin = tl.load(row + _GRAD)
-    grad = origin.to(tl.pointer_type(GRAD_DTYPE)) + at_grad
-    key = load_key(row, ints + tensor * INTS)
-    used = _source_on_grad(row, MASKED)
-    if origin == _NO_GRAD:
-        tl.store(partials + tl.program_id(0), 0.0)
-    else:
-        for source in tl.static_range(_N_SOURCES):
-            if _occurs(source, MODES, MASKED):
-                if used == source:
-                    keep = keep_elements(element, key, source)
-                    kept = _kept(grad, in_bounds, keep, source)
-                    tl.store(partials + tl.program_id(0), tl.sum(kept * kept))
+    grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
+    mode = tl.load(row + _MODE) if MASKED else 0
+    partial = partials + tl.program_id(0)
+    ints = ints + tensor * INTS
+    call_for_mode(mode, MODES, _sum_strided, (row, layout, ints, grad, partial, block))
 
 
 @triton.jit

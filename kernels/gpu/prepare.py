@@ -21,15 +21,24 @@ _SOURCE_NONE, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.S
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _N_SITES = tl.constexpr(abi.N_SITES)
 
-# Out: fp32 [n_tensors, FLOATS], in the order of step._load_scalars, and int32 [n_tensors, INTS]:
-FLOATS, INTS = tl.constexpr(8), tl.constexpr(8)
-GRAD_FACTOR = tl.constexpr(0)  # of the floats: what multiplies every gradient
+# Out, what the step reads: fp32 [n_tensors, FLOATS]
+GRAD_FACTOR = tl.constexpr(0)  # multiplies every gradient
+ONE_MINUS_BETA1 = tl.constexpr(1)
+BETA2, ONE_MINUS_BETA2 = tl.constexpr(2), tl.constexpr(3)
+EPS = tl.constexpr(4)
+DECAY_FACTOR = tl.constexpr(5)  # 1 - lr * weight_decay
+STEP_SIZE = tl.constexpr(6)  # lr / bias_correction1
+INV_BIAS_CORRECTION2_SQRT = tl.constexpr(7)
+FLOATS = tl.constexpr(8)
+
+# and int32 [n_tensors, INTS]
 ACTIVE = tl.constexpr(0)  # 0: skipped, or frozen as a whole; nothing of the tensor changes
 KEEP = tl.constexpr(1)  # SOURCE_TENSOR: the decision
 THRESHOLD = tl.constexpr(2)  # [0, 65536]
 DRAW = tl.constexpr(3)  # bits of a uint32, as are the halves of the key
 KEY_LOW, KEY_HIGH = tl.constexpr(4), tl.constexpr(5)
 ROUNDING_DRAW = tl.constexpr(6)  # masks may live for many steps, what rounds must not
+INTS = tl.constexpr(8)  # one is left over: rows begin at multiples of 32 bytes
 
 
 @triton.jit(do_not_specialize=["n_tensors"])
@@ -105,15 +114,15 @@ def prepare(
     step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
     out = floats + tensor * FLOATS
     tl.store(out + GRAD_FACTOR, grad_factor.to(tl.float32), mask=valid)
-    tl.store(out + 1, (1.0 - beta1).to(tl.float32), mask=valid)
-    tl.store(out + 2, beta2.to(tl.float32), mask=valid)
-    tl.store(out + 3, (1.0 - beta2).to(tl.float32), mask=valid)
-    tl.store(out + 4, tl.load(group + _EPS).to(tl.float32), mask=valid)
+    tl.store(out + ONE_MINUS_BETA1, (1.0 - beta1).to(tl.float32), mask=valid)
+    tl.store(out + BETA2, beta2.to(tl.float32), mask=valid)
+    tl.store(out + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32), mask=valid)
+    tl.store(out + EPS, tl.load(group + _EPS).to(tl.float32), mask=valid)
     decay_factor = 1.0 - lr * tl.load(group + _WEIGHT_DECAY)
-    tl.store(out + 5, decay_factor.to(tl.float32), mask=valid)
-    tl.store(out + 6, step_size.to(tl.float32), mask=valid)
+    tl.store(out + DECAY_FACTOR, decay_factor.to(tl.float32), mask=valid)
+    tl.store(out + STEP_SIZE, step_size.to(tl.float32), mask=valid)
     inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
-    tl.store(out + 7, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
+    tl.store(out + INV_BIAS_CORRECTION2_SQRT, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
     out = ints + tensor * INTS
     tl.store(out + ACTIVE, moves * (frozen == 0).to(tl.int32), mask=valid)
     tl.store(out + KEEP, keep.to(tl.int32), mask=valid)

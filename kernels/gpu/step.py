@@ -7,13 +7,27 @@ import triton
 import triton.language as tl
 
 from .. import abi
+from .modes import call_for_mode
 from .philox import u16_of_element, words_of_tile
-from .prepare import ACTIVE, FLOATS, INTS
+from .prepare import (
+    ACTIVE,
+    BETA2,
+    DECAY_FACTOR,
+    EPS,
+    FLOATS,
+    GRAD_FACTOR,
+    INTS,
+    INV_BIAS_CORRECTION2_SQRT,
+    ONE_MINUS_BETA1,
+    ONE_MINUS_BETA2,
+    STEP_SIZE,
+)
 from .walk import (
     TILES,
     chunk_tiles,
     keep_elements,
     keep_half_tile,
+    load_chunk,
     load_key,
     load_rounding_key,
     locate,
@@ -25,58 +39,62 @@ _PARAM, _GRAD = tl.constexpr(abi.PARAM), tl.constexpr(abi.GRAD)
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(abi.EXP_AVG), tl.constexpr(abi.EXP_AVG_SQ)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
-_N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
 _SITE_GRAD, _SITE_UPDATE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_UPDATE)
 _SITE_UPDATE_DECAY_ALL = tl.constexpr(abi.SITE_UPDATE_DECAY_ALL)
 _SITE_FREEZE = tl.constexpr(abi.SITE_FREEZE)
-_N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
-_ONE = tl.constexpr(1)
 
 
 @triton.jit
 def _adamw(
-    param,  # [n] fp32
-    grad,  # [n] fp32
-    exp_avg,  # [n] fp32
-    exp_avg_sq,  # [n] fp32
+    p,  # [n] fp32, the parameter
+    g,  # [n] fp32, its gradient
+    m,  # [n] fp32, exp_avg
+    v,  # [n] fp32, exp_avg_sq
     keep,  # bool, [n] or scalar; not read where SOURCE is none
-    scalars,  # the tensor's floats from `prepare`
+    scalars,  # _load_scalars
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
-    """One block's new param, exp_avg, exp_avg_sq: graddrop.reference.adamw_step_, line by line.
+    """One block's new p, m, v: graddrop.reference.adamw_step_, line by line.
 
     Where products and sums fuse is said here: a compiler's choice would differ between the copies
     of the loop, and an entry's result would depend on where its tensor is cut.
     """
-    grad_factor, lerp1, beta2, lerp2, eps, decay_factor, step_size, inv_bias_correction2_sqrt = (
-        scalars
-    )
+    (
+        grad_factor,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        eps,
+        decay_factor,
+        step_size,
+        inv_bias_correction2_sqrt,
+    ) = scalars
     MASKED: tl.constexpr = SOURCE != _SOURCE_NONE
     # gradient: scale, mask
-    grad = grad * grad_factor
+    g = g * grad_factor
     if MASKED and (SITE == _SITE_GRAD or SITE == _SITE_FREEZE):
-        grad = tl.where(keep, grad, 0.0)
+        g = tl.where(keep, g, 0.0)
     # decoupled weight decay
-    decayed = param * decay_factor
+    p_decayed = p * decay_factor
     # moments
-    new_exp_avg = tl.fma(grad - exp_avg, lerp1, exp_avg)
-    new_exp_avg_sq = tl.fma(exp_avg_sq, beta2, lerp2 * grad * grad)
+    m_new = tl.fma(g - m, one_minus_beta1, m)
+    v_new = tl.fma(v, beta2, one_minus_beta2 * g * g)
     # update
-    denom = tl.fma(tl.sqrt(new_exp_avg_sq), inv_bias_correction2_sqrt, eps)
-    new_param = tl.fma(new_exp_avg / denom, -step_size, decayed)
+    denom = tl.fma(tl.sqrt(v_new), inv_bias_correction2_sqrt, eps)
+    p_new = tl.fma(m_new / denom, -step_size, p_decayed)
     # select
     if MASKED and SITE == _SITE_UPDATE:
-        new_param = tl.where(keep, new_param, param)
+        p_new = tl.where(keep, p_new, p)
     if MASKED and SITE == _SITE_UPDATE_DECAY_ALL:
-        new_param = tl.where(keep, new_param, decayed)
+        p_new = tl.where(keep, p_new, p_decayed)
     if MASKED and SITE == _SITE_FREEZE:
-        new_param = tl.where(keep, new_param, param)
-        new_exp_avg = tl.where(keep, new_exp_avg, exp_avg)
-        new_exp_avg_sq = tl.where(keep, new_exp_avg_sq, exp_avg_sq)
-    return new_param, new_exp_avg, new_exp_avg_sq
+        p_new = tl.where(keep, p_new, p)
+        m_new = tl.where(keep, m_new, m)
+        v_new = tl.where(keep, v_new, v)
+    return p_new, m_new, v_new
 
 
 @triton.jit
@@ -101,63 +119,43 @@ def _step_block(
 ):
     """Load, step, store one block."""
     # load, in fp32
-    param = tl.load(param_ptrs, mask=in_bounds)
-    grad = tl.load(grad_ptrs, mask=in_bounds)
-    exp_avg = tl.load(exp_avg_ptrs, mask=in_bounds)
-    exp_avg_sq = tl.load(exp_avg_sq_ptrs, mask=in_bounds)
-    new_param, new_exp_avg, new_exp_avg_sq = _adamw(
-        param.to(tl.float32),
-        grad.to(tl.float32),
-        exp_avg.to(tl.float32),
-        exp_avg_sq.to(tl.float32),
-        keep,
-        scalars,
-        SOURCE,
-        SITE,
-    )
+    p = tl.load(param_ptrs, mask=in_bounds).to(tl.float32)
+    g = tl.load(grad_ptrs, mask=in_bounds).to(tl.float32)
+    m = tl.load(exp_avg_ptrs, mask=in_bounds).to(tl.float32)
+    v = tl.load(exp_avg_sq_ptrs, mask=in_bounds).to(tl.float32)
+    p_new, m_new, v_new = _adamw(p, g, m, v, keep, scalars, SOURCE, SITE)
     # store
-    if rounding_bits is None:
-        rounded = new_param.to(param.dtype)
-    else:
-        rounded = _round_to_bfloat16(new_param, rounding_bits)
-    tl.store(param_ptrs, rounded, mask=in_bounds)
-    tl.store(exp_avg_ptrs, new_exp_avg.to(exp_avg.dtype), mask=in_bounds)
-    tl.store(exp_avg_sq_ptrs, new_exp_avg_sq.to(exp_avg_sq.dtype), mask=in_bounds)
+    if rounding_bits is not None:
+        p_new = _round_to_bfloat16(p_new, rounding_bits)
+    tl.store(param_ptrs, p_new.to(param_ptrs.dtype.element_ty), mask=in_bounds)
+    tl.store(exp_avg_ptrs, m_new.to(exp_avg_ptrs.dtype.element_ty), mask=in_bounds)
+    tl.store(exp_avg_sq_ptrs, v_new.to(exp_avg_sq_ptrs.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
 def _load_scalars(floats):
     """The tensor's floats, in the order of _adamw."""
     return (
-        tl.load(floats + 0),
-        tl.load(floats + 1),
-        tl.load(floats + 2),
-        tl.load(floats + 3),
-        tl.load(floats + 4),
-        tl.load(floats + 5),
-        tl.load(floats + 6),
-        tl.load(floats + 7),
+        tl.load(floats + GRAD_FACTOR),
+        tl.load(floats + ONE_MINUS_BETA1),
+        tl.load(floats + BETA2),
+        tl.load(floats + ONE_MINUS_BETA2),
+        tl.load(floats + EPS),
+        tl.load(floats + DECAY_FACTOR),
+        tl.load(floats + STEP_SIZE),
+        tl.load(floats + INV_BIAS_CORRECTION2_SQRT),
     )
 
 
 @triton.jit
-def _dense_chunk(
+def _load_origins(
     row,  # int64*: the tensor's row of the tensor table
-    floats,  # fp32*: its scalars
-    ints,  # int32*: its integers
-    first_tile,  # int64 scalar: first tile of the chunk, counted in the whole parameter
-    n_tiles,  # int32 scalar
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     MOMENT_DTYPE: tl.constexpr,
-    SOURCE: tl.constexpr,
-    SITE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    VECTOR: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
+    ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
 ):
-    """Step the elements of n_tiles tiles."""
+    """Pointers to element 0 of the whole param, grad, exp_avg, exp_avg_sq."""
     param = tl.load(row + _PARAM).to(tl.pointer_type(PARAM_DTYPE))
     grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
     exp_avg = tl.load(row + _EXP_AVG).to(tl.pointer_type(MOMENT_DTYPE))
@@ -165,8 +163,58 @@ def _dense_chunk(
     if ALIGNED:
         param, grad = tl.multiple_of(param, 16), tl.multiple_of(grad, 16)
         exp_avg, exp_avg_sq = tl.multiple_of(exp_avg, 16), tl.multiple_of(exp_avg_sq, 16)
+    return param, grad, exp_avg, exp_avg_sq
+
+
+@triton.jit
+def _dense_chunk(
+    row,  # int64*: the tensor's row of the tensor table
+    ints,  # int32*: its integers
+    origins,  # _load_origins
+    scalars,  # _load_scalars
+    chunk,  # int32 scalar: number within the tensor
+    VECTOR: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+):
+    """Step one chunk."""
+    first_tile, n_tiles, full = chunk_tiles(row, chunk)
+    # Two copies of the loop: bounds would cost the main one its wide loads.
+    for bounded in tl.static_range(2):
+        if full != bounded:
+            _dense_tiles(
+                row,
+                ints,
+                origins,
+                scalars,
+                first_tile,
+                n_tiles if bounded else _TILES,
+                VECTOR,
+                STOCHASTIC,
+                SOURCE,
+                SITE,
+                bounded,
+            )
+
+
+@triton.jit
+def _dense_tiles(
+    row,  # int64*: the tensor's row of the tensor table
+    ints,  # int32*: its integers
+    origins,  # _load_origins
+    scalars,  # _load_scalars
+    first_tile,  # int64 scalar: counted in the whole parameter
+    n_tiles,  # int32 scalar
+    VECTOR: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
+):
+    """Step the tensor's elements in n_tiles tiles."""
+    param, grad, exp_avg, exp_avg_sq = origins
     begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
-    scalars = _load_scalars(floats)
     key = load_key(row, ints)
     threshold, stream, draw, seed, row_size, decision = key
     rounding_stream, rounding_draw = load_rounding_key(row, ints)
@@ -220,37 +268,52 @@ def dense_step(
     STOCHASTIC: tl.constexpr,  # parameters are bfloat16 and rounded at random
 ):
     """Step one chunk of a tensor that is one contiguous range of its whole parameter."""
-    chunk = chunks + tl.program_id(0) * 2
-    tensor = tl.load(chunk)
-    row = tensor_table + tensor * _N_TENSOR_COLUMNS
-    floats = floats + tensor * FLOATS
+    tensor, row, chunk = load_chunk(chunks, tensor_table)
     ints = ints + tensor * INTS
     if tl.load(ints + ACTIVE) != 0:
-        mode = tl.load(row + _MODE)
-        first_tile, n_tiles, full = chunk_tiles(row, tl.load(chunk + 1))
-        for source in tl.static_range(_N_SOURCES):
-            for site in tl.static_range(_N_SITES):
-                if (_ONE << (_N_SITES * source + site)) & MODES:
-                    if mode == _N_SITES * source + site:
-                        # Two copies of the loop: bounds would cost the main one its wide loads.
-                        for bounded in tl.static_range(2):
-                            if full != bounded:
-                                _dense_chunk(
-                                    row,
-                                    floats,
-                                    ints,
-                                    first_tile,
-                                    n_tiles if bounded else _TILES,
-                                    PARAM_DTYPE,
-                                    GRAD_DTYPE,
-                                    MOMENT_DTYPE,
-                                    source,
-                                    site,
-                                    ALIGNED,
-                                    VECTOR,
-                                    STOCHASTIC,
-                                    bounded,
-                                )
+        origins = _load_origins(row, PARAM_DTYPE, GRAD_DTYPE, MOMENT_DTYPE, ALIGNED)
+        scalars = _load_scalars(floats + tensor * FLOATS)
+        call_for_mode(
+            tl.load(row + _MODE),
+            MODES,
+            _dense_chunk,
+            (row, ints, origins, scalars, chunk, VECTOR, STOCHASTIC),
+        )
+
+
+@triton.jit
+def _strided_block(
+    row,  # int64*: the tensor's row of the tensor table
+    layout,  # int64*: its row of the layout table
+    ints,  # int32*: its integers
+    origins,  # _load_origins
+    scalars,  # _load_scalars
+    block,  # int32 scalar: number within the tensor
+    STOCHASTIC: tl.constexpr,
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+):
+    """Step one block, each entry finding its own bits."""
+    param, grad, exp_avg, exp_avg_sq = origins
+    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
+    key = load_key(row, ints)
+    threshold, stream, draw, seed, row_size, decision = key
+    rounding_bits = None
+    if STOCHASTIC:
+        rounding_stream, rounding_draw = load_rounding_key(row, ints)
+        rounding_bits = u16_of_element(element.to(tl.uint64), rounding_stream, rounding_draw, seed)
+    _step_block(
+        param + at_param,
+        grad + at_grad,
+        exp_avg + at_moment,
+        exp_avg_sq + at_moment,
+        in_bounds,
+        keep_elements(element, key, SOURCE),
+        rounding_bits,
+        scalars,
+        SOURCE,
+        SITE,
+    )
 
 
 @triton.jit
@@ -266,43 +329,16 @@ def strided_step(
     MODES: tl.constexpr,  # as in dense_step
     STOCHASTIC: tl.constexpr,  # as in dense_step
 ):
-    """Step one block of a tensor of any strides, each entry finding its own bits."""
-    chunk = chunks + tl.program_id(0) * 2
-    tensor = tl.load(chunk)
-    row = tensor_table + tensor * _N_TENSOR_COLUMNS
-    floats = floats + tensor * FLOATS
+    """Step one block of a tensor of any strides."""
+    tensor, row, block = load_chunk(chunks, tensor_table)
     ints = ints + tensor * INTS
     if tl.load(ints + ACTIVE) != 0:
-        mode = tl.load(row + _MODE)
         layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
-        in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, tl.load(chunk + 1))
-        param = tl.load(row + _PARAM).to(tl.pointer_type(PARAM_DTYPE)) + at_param
-        grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE)) + at_grad
-        exp_avg = tl.load(row + _EXP_AVG).to(tl.pointer_type(MOMENT_DTYPE)) + at_moment
-        exp_avg_sq = tl.load(row + _EXP_AVG_SQ).to(tl.pointer_type(MOMENT_DTYPE)) + at_moment
-        scalars = _load_scalars(floats)
-        key = load_key(row, ints)
-        threshold, stream, draw, seed, row_size, decision = key
-        rounding_bits = None
-        if STOCHASTIC:
-            rounding_stream, rounding_draw = load_rounding_key(row, ints)
-            rounding_bits = u16_of_element(
-                element.to(tl.uint64), rounding_stream, rounding_draw, seed
-            )
-        for source in tl.static_range(_N_SOURCES):
-            for site in tl.static_range(_N_SITES):
-                if (_ONE << (_N_SITES * source + site)) & MODES:
-                    if mode == _N_SITES * source + site:
-                        keep = keep_elements(element, key, source)
-                        _step_block(
-                            param,
-                            grad,
-                            exp_avg,
-                            exp_avg_sq,
-                            in_bounds,
-                            keep,
-                            rounding_bits,
-                            scalars,
-                            source,
-                            site,
-                        )
+        origins = _load_origins(row, PARAM_DTYPE, GRAD_DTYPE, MOMENT_DTYPE, False)
+        scalars = _load_scalars(floats + tensor * FLOATS)
+        call_for_mode(
+            tl.load(row + _MODE),
+            MODES,
+            _strided_block,
+            (row, layout, ints, origins, scalars, block, STOCHASTIC),
+        )

@@ -16,12 +16,21 @@ _BLOCK = tl.constexpr(BLOCK)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _STREAM, _ROUNDING = tl.constexpr(abi.STREAM), tl.constexpr(abi.ROUNDING)
 _ROW_SIZE = tl.constexpr(abi.ROW_SIZE)
+_N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _N_DIMS, _SIZES = tl.constexpr(abi.N_DIMS), tl.constexpr(abi.SIZES)
 _PARAM_STRIDES = tl.constexpr(abi.PARAM_STRIDES)
 _GRAD_STRIDES = tl.constexpr(abi.GRAD_STRIDES)
 _MOMENT_STRIDES = tl.constexpr(abi.MOMENT_STRIDES)
 _ELEMENT_STRIDES = tl.constexpr(abi.ELEMENT_STRIDES)
 _SOURCE_ELEMENT, _SOURCE_ROW = tl.constexpr(abi.SOURCE_ELEMENT), tl.constexpr(abi.SOURCE_ROW)
+
+
+@triton.jit
+def load_chunk(chunks, tensor_table):
+    """(tensor, its row of the tensor table, number within the tensor) of this program's chunk."""
+    chunk = chunks + tl.program_id(0) * 2
+    tensor = tl.load(chunk)
+    return tensor, tensor_table + tensor * _N_TENSOR_COLUMNS, tl.load(chunk + 1)
 
 
 @triton.jit
