@@ -1,18 +1,13 @@
 """Where the benchmark's data come from: a folder, the archive, or the Hub."""
 
-import fcntl
-import hashlib
-import shutil
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from graddrop.xglue.data.archive import ARCHIVE_FOLDER, unpacked, verify_archive
 from graddrop.xglue.data.layouts import DataError, Example, read_file
 from graddrop.xglue.tasks import TASKS, Task
-
-ARCHIVE_FOLDER = "xglue_full_dataset"
-ARCHIVE_SHA256 = "e11016c02d8565d00119833a16679bbbe0fec437f5ad53c2d3f9eef6fa03f65b"
+from graddrop.xglue.textfile import brief
 
 HUB = "hub"
 """Names the parquet mirror on the Hub; `hub@REVISION` pins a commit."""
@@ -81,7 +76,7 @@ def open_source(data: str, *, verify: bool = False) -> Source:
     if path.is_file():
         if verify:
             verify_archive(path)
-        return FolderSource(_unpacked(path), name=data if name == HUB_ARCHIVE else None)
+        return FolderSource(unpacked(path), name=data if name == HUB_ARCHIVE else None)
     if verify:
         raise DataError(f"{data}: only the archive, a .tar.gz file, has a checksum to verify")
     return FolderSource(path)
@@ -216,64 +211,6 @@ class HubSource:
             yield example
 
 
-def verify_archive(path: Path) -> None:
-    """Compare a file with the official archive.
-
-    Raises:
-        DataError: If its SHA-256 differs.
-        OSError: If it cannot be read.
-    """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != ARCHIVE_SHA256:
-        raise DataError(
-            f"{path}: expected the official archive with SHA-256 {ARCHIVE_SHA256}, found {found}"
-        )
-
-
-def _unpacked(archive: Path) -> Path:
-    """Unpack the tasks of the table into the cache, once, and return the folder."""
-    import datasets
-
-    status = archive.stat()
-    key = f"{archive.absolute()} {status.st_size} {status.st_mtime_ns}"
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "xglue-archives"
-    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
-            # Processes that begin together wait for the first one, which unpacks.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _unpack(archive, folder)
-    return folder
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Make a folder of the tasks of the table, which is there as a whole or not at all."""
-    draft = folder.with_suffix(".tmp")
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    prefixes = tuple(f"{ARCHIVE_FOLDER}/{task.folder}/" for task in TASKS.values())
-    try:
-        with tarfile.open(archive) as file:
-            for member in file:
-                inside = member.name.startswith(prefixes) and ".." not in member.name.split("/")
-                # By hand: extract() is safe only since Python 3.11.4.
-                content = file.extractfile(member) if inside and member.isfile() else None
-                if content is not None:
-                    target = draft / member.name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with content, target.open("wb") as copy:
-                        shutil.copyfileobj(content, copy)
-        if not draft.is_dir():
-            raise DataError(f"{archive}: holds none of {', '.join(prefixes)}")
-        draft.rename(folder)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive}: expected a whole .tar.gz file ({error})") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _hub_split(split: str, language: str) -> str:
     names = {"train": "train", "dev": f"validation.{language}", "test": f"test.{language}"}
     return names[split]
@@ -307,11 +244,13 @@ def _hub_label(task: Task, value: Any, names: list[str] | None, where: str) -> A
     if isinstance(value, list):
         return [_hub_label(task, item, names, where) for item in value]
     if names is not None and len(names) == len(task.labels):
-        # The mirror spells some classes in words; their order is that of our labels.
-        return task.labels[value]
+        # The mirror spells some classes in words; their order is that of our labels. A class that
+        # is not known is -1, which must not become the last label.
+        known = isinstance(value, int) and 0 <= value < len(names)
+        value = task.labels[value] if known else value
     label = task.aliases.get(value, value)
     if label not in task.labels:
         raise DataError(
-            f"{where}: expected a label out of {', '.join(task.labels)}, found {value!r}"
+            f"{where}: expected a label out of {', '.join(task.labels)}, found {brief(value)}"
         )
     return label

@@ -216,6 +216,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach: the parent hears it, and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # as on Windows, where all hear it
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

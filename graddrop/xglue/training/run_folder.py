@@ -9,7 +9,6 @@ failure.json    why the last attempt failed, if a sweep saw it fail; gone once t
 result.json     scores; written last, so a folder with it is finished
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from graddrop.xglue.locks import Lock, take
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
@@ -208,7 +209,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK_FILE).open("w") as lock:
             deadline = time.monotonic() + GLANCE
-            while not _locked(lock, fcntl.LOCK_EX):
+            while take(lock) is Lock.BUSY:
                 if time.monotonic() > deadline:
                     raise RunFolderBusyError(
                         f"another process is at work in {self.path}; wait for it, or choose "
@@ -224,7 +225,7 @@ class RunFolder:
         except FileNotFoundError:
             return False
         with lock:
-            return not _locked(lock, fcntl.LOCK_SH)
+            return take(lock, shared=True) is Lock.BUSY
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None."""
@@ -325,15 +326,6 @@ def is_whole(checkpoint: Path) -> bool:
 def seal_note(checkpoint: Path) -> dict[str, Any]:
     """Return what was kept with the seal of a whole checkpoint."""
     return read_json(checkpoint / SEAL_FILE)["note"]
-
-
-def _locked(file: IO[str], kind: int) -> bool:
-    """Take a lock, which goes when the file is closed, and return whether it was to be had."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -1,10 +1,7 @@
 """Laws of sources: every kind of them, and the cache."""
 
-import hashlib
 import os
-import shutil
 import tarfile
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +15,6 @@ import datasets
 import huggingface_hub
 from helpers.xglue_files import LANGUAGES, NO_REAL_DATA, REAL_DATA, write_archive
 
-from graddrop.xglue.data import sources
 from graddrop.xglue.data.layouts import DataError, read_file
 from graddrop.xglue.data.sources import FolderSource, open_source
 from graddrop.xglue.data.splits import evaluation_languages, load_split
@@ -60,56 +56,6 @@ def test_folder_and_archive_hold_the_same(root: Path, archive: Path) -> None:
     unpacked = open_source(str(archive)).root  # type: ignore[attr-defined]
     assert not (unpacked / "QG").exists()
     assert not list(unpacked.parents[1].rglob("escaped"))
-
-
-def test_the_checksum_is_compared_on_request(
-    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another archive is refused; a folder has no checksum."""
-    with pytest.raises(DataError, match=r"expected the official archive with SHA-256 e11016c02d"):
-        open_source(str(archive), verify=True)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(sources, "ARCHIVE_SHA256", digest)
-    assert open_source(str(archive), verify=True).has(get_task("pos"), "dev", "de")
-    with pytest.raises(DataError, match=r"only the archive, a .tar.gz file, has a checksum"):
-        open_source(str(root), verify=True)
-
-
-def test_a_broken_archive_leaves_nothing_behind(archive: Path, tmp_path: Path) -> None:
-    """A download cut short is named as such, and a whole one works afterwards."""
-    broken = tmp_path / "xglue.tar.gz"
-    broken.write_bytes(archive.read_bytes()[:-400])
-    with pytest.raises(DataError, match=r"expected a whole .tar.gz file"):
-        open_source(str(broken))
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "xglue-archives"
-    assert not list(cache.glob("*.tmp"))
-    broken.write_bytes(archive.read_bytes())
-    assert open_source(str(broken)).has(get_task("pos"), "dev", "de")
-
-
-def test_processes_that_begin_together_unpack_once(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The others wait for the first one; what a killed one has left is no part of the folder."""
-    copy = Path(shutil.copy(archive, tmp_path))
-    unpacked: list[Path] = []
-
-    def unpack_slowly(path: Path, folder: Path) -> None:
-        unpacked.append(folder)
-        left = folder.with_suffix(".tmp") / "left"
-        left.mkdir(parents=True)
-        waiting.start()
-        waiting.join(0.1)
-        unpack(path, folder)
-
-    unpack = sources._unpack
-    monkeypatch.setattr(sources, "_unpack", unpack_slowly)
-    roots: list[Path] = []
-    waiting = threading.Thread(target=lambda: roots.append(open_source(str(copy)).root))
-    root = open_source(str(copy)).root
-    waiting.join(10)
-    assert roots == [root] and len(unpacked) == 1
-    assert [path.name for path in unpacked[0].iterdir()] == ["xglue_full_dataset"]
 
 
 def test_a_hub_out_of_reach_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from graddrop.xglue.training import run_folder as runfolder
 from graddrop.xglue.training.run_folder import (
     RunFolder,
     RunFolderBusyError,
@@ -59,7 +58,7 @@ def test_a_glance_at_a_folder_keeps_nobody_from_work(
             entered.append(True)
 
     worker = threading.Thread(target=work)
-    monkeypatch.setattr(runfolder.fcntl, "flock", lock_and_wait)
+    monkeypatch.setattr(fcntl, "flock", lock_and_wait)
     assert not folder.is_busy()
     worker.join(10)
     assert entered == [True]
