@@ -25,7 +25,7 @@ from bench.record import NOT_MEASURED
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
 from graddrop.mask import Shard
-from graddrop.step.tables import Entry
+from graddrop.step.slot import Slot
 
 MEASURED_ON = {
     "cpu": ("50m", "xlmr-base", "10k"),
@@ -100,7 +100,7 @@ def in_dtype(params: list[Parameter], dtype: torch.dtype) -> list[Parameter]:
     return copies
 
 
-def window_of(param: Parameter, state: dict[str, torch.Tensor], stream_id: int) -> Entry:
+def window_of(param: Parameter, state: dict[str, torch.Tensor], stream_id: int) -> Slot:
     """A copy of a window of one parameter and its state, with its place in the whole."""
     begin = (param.numel() - WINDOW) // 2 if param.numel() > WINDOW else 0
 
@@ -108,7 +108,7 @@ def window_of(param: Parameter, state: dict[str, torch.Tensor], stream_id: int) 
         return tensor.detach().flatten()[begin : begin + WINDOW].clone()
 
     assert param.grad is not None
-    return Entry(
+    return Slot(
         param=cut(param),
         grad=cut(param.grad),
         exp_avg=cut(state["exp_avg"]),

@@ -1,6 +1,7 @@
 """The masked AdamW step as a function of tensors: one operator, which graphs may hold."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -19,9 +20,10 @@ from .step.checks import (
     is_capturing,
     read_scalar,
 )
+from .step.knobs import Knobs
 from .step.overlap import find_overlap
 from .step.plan import Plan
-from .step.tables import Entry, Knobs
+from .step.slot import Slot
 
 
 @torch.no_grad()
@@ -171,7 +173,6 @@ def graddrop_adamw_(
     )
 
 
-_WRITTEN = ("params", "exp_avgs", "exp_avg_sqs", "state_steps")
 _BY_HAND = 0  # period of the masks: the caller names the draw
 _NO_LAYER = -1
 
@@ -182,91 +183,89 @@ def _scalar(value: float | Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
+_KNOBS = [field for field in fields(Knobs) if field.name != "period"]
+_TYPES: dict[Any, str] = {
+    float: "float",
+    bool: "bool",
+    str: "str",
+    int: "SymInt",
+}
+"""In a schema; lr and drop_prob are tensors there."""
+# The operator's arguments, name and type: each knob is one, and "!" marks what is written.
+_ARGUMENTS = {
+    "params": "Tensor(a!)[]",
+    "grads": "Tensor[]",
+    "exp_avgs": "Tensor(b!)[]",
+    "exp_avg_sqs": "Tensor(c!)[]",
+    "state_steps": "Tensor(d!)[]",
+    **{knob.name: _TYPES.get(knob.type, "Tensor") for knob in _KNOBS},
+    "grad_scale": "Tensor?",
+    "found_inf": "Tensor?",
+    "draw": "SymInt",
+    "stream_ids": "SymInt[]",
+    "layers": "SymInt[]",
+    "places": "SymInt[]",
+    "backend": "str",
+}
+_WRITTEN = tuple(name for name, kind in _ARGUMENTS.items() if "!" in kind)
+
+
 # Its tables are gone when it returns, so torch.compile leaves it out of the CUDA graphs it makes.
 @torch.library.custom_op(
-    "graddrop::adamw_", mutates_args=_WRITTEN, tags=(torch.Tag.cudagraph_unsafe,)
+    "graddrop::adamw_",
+    mutates_args=_WRITTEN,
+    schema=f"({', '.join(f'{kind} {name}' for name, kind in _ARGUMENTS.items())}) -> ()",
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
-def _adamw_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    state_steps: Sequence[Tensor],
-    lr: Tensor,
-    drop_prob: Tensor,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-    granularity: str,
-    site: str,
-    rescale: bool,
-    mask_decay: bool,
-    stochastic_rounding: bool,
-    seed: int,
-    draw: int,
-    stream_ids: Sequence[int],
-    layers: Sequence[int],
-    places: Sequence[int],
-    backend: str,
-) -> None:
+def _adamw_(*arguments: Any) -> None:
     """:func:`graddrop_adamw_` in the types of an operator.
 
     ``seed`` is its 64 bits as a signed number; ``places`` are, for one parameter after the other,
     the shape of the whole and where in it the local tensor begins.
     """
-    knobs = Knobs(
-        lr=read_scalar("learning rate", lr),
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        maximize=maximize,
-        drop_prob=read_scalar("drop_prob", drop_prob),
-        granularity=granularity,
-        site=site,
-        rescale=rescale,
-        mask_decay=mask_decay,
-        stochastic_rounding=stochastic_rounding,
-        seed=seed % (1 << 64),
-        period=_BY_HAND,
-    )
+    given = dict(zip(_ARGUMENTS, arguments, strict=True))
+    values = {knob.name: given[knob.name] for knob in _KNOBS}
+    values["lr"] = read_scalar("learning rate", given["lr"])
+    values["drop_prob"] = read_scalar("drop_prob", given["drop_prob"])
+    values["seed"] %= 1 << 64
+    knobs = Knobs(**values, period=_BY_HAND)
     check_knobs(knobs)  # numbers that came as tensors
     if is_capturing():
         raise RuntimeError(
             "expected no CUDA graph to be captured: its replays would read tables that are gone; "
             "FusedGradDropAdamW(capturable=True) keeps them"
         )
-    written = [*params, *exp_avgs, *exp_avg_sqs, *state_steps]
+    params, grads = given["params"], given["grads"]
+    exp_avgs, exp_avg_sqs, steps = given["exp_avgs"], given["exp_avg_sqs"], given["state_steps"]
+    written = [tensor for name in _WRITTEN for tensor in given[name]]
     if pair := find_overlap(written):
         names = [f"{_WRITTEN[place // len(params)]}[{place % len(params)}]" for place in pair]
         raise ValueError(f"{names[0]} and {names[1]} share memory: each needs its own")
-    entries = []
-    numbers = iter(places)
+    slots = []
+    numbers = iter(given["places"])
     for index, param in enumerate(params):
         check_param(param)
+        layer = given["layers"][index]
         shard = Shard(tuple(islice(numbers, param.dim())), tuple(islice(numbers, param.dim())))
         check_grad(param, grads[index])
-        check_moments(param, exp_avgs[index], exp_avg_sqs[index], state_steps[index])
-        entries.append(
-            Entry(
+        check_moments(param, exp_avgs[index], exp_avg_sqs[index], steps[index])
+        slots.append(
+            Slot(
                 param,
                 grads[index],
                 exp_avgs[index],
                 exp_avg_sqs[index],
-                state_steps[index],
-                stream_ids[index],
-                None if layers[index] == _NO_LAYER else layers[index],
+                steps[index],
+                given["stream_ids"][index],
+                None if layer == _NO_LAYER else layer,
                 shard,
                 group=0,
             )
         )
-    plan = Plan(params, entries, [knobs], backend)
+    plan = Plan(params, slots, [knobs], given["backend"])
     # A device fills them: the host does not wait, as it would for a copy.
     counters = {
-        key: torch.full((2,), draw, dtype=torch.int64, device=key[0]) for key in plan.executors
+        key: torch.full((2,), given["draw"], dtype=torch.int64, device=key[0])
+        for key in plan.executors
     }
-    plan.step(grads, [knobs], counters, grad_scale, found_inf)
+    plan.step(grads, [knobs], counters, given["grad_scale"], given["found_inf"])

@@ -18,9 +18,9 @@ from .state.plan_cache import Planner
 from .step.backends import BACKENDS, resolve
 from .step.checks import DTYPES, check_capture, check_draw, check_param
 from .step.clipping import clipping_of
+from .step.knobs import Knobs
 from .step.overlap import check_disjoint
 from .step.sharding import local_grads, local_tensor, shard_of
-from .step.tables import Knobs
 
 _PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "grad_norm")
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .mask import Shard, rescale_factor
 from .reference import adamw_step_
-from .step.tables import Entry, Knobs
+from .step.knobs import Knobs
+from .step.slot import Slot
 
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
 
@@ -54,7 +55,7 @@ class Values:
     exp_avg_sq: Tensor
 
 
-def random_entry(
+def random_slot(
     shape: Sequence[int],
     dtypes: Dtypes = DTYPES["fp32"],
     *,
@@ -65,14 +66,14 @@ def random_entry(
     group: int = 0,
     device: torch.device | str = "cpu",
     steps: int = 3,
-) -> Entry:
+) -> Slot:
     """A tensor in the middle of training: random parameter, gradient and moments.
 
     Args:
         shape: of the local tensor.
         dtypes: of param, grad and moments.
         seed: of the values.
-        stream_id: see :class:`graddrop.step.tables.Entry`, as for the arguments that follow.
+        stream_id: see :class:`graddrop.step.slot.Slot`, as for the arguments that follow.
         layer: layer number.
         shard: place in the whole parameter; None: it is the whole.
         group: index of its knobs.
@@ -85,7 +86,7 @@ def random_entry(
         normal = torch.randn(tuple(shape), generator=generator, device="cpu")
         return (normal * scale).to(dtype).to(device)
 
-    return Entry(
+    return Slot(
         param=draw(1.0, dtypes[0]),
         grad=draw(0.1, dtypes[1]),
         exp_avg=draw(0.03, dtypes[2]),
@@ -99,26 +100,26 @@ def random_entry(
 
 
 def exact_step(
-    entry: Entry, knobs: Knobs, *, steps_finished: int = 0, masks_begun: int = 0
+    slot: Slot, knobs: Knobs, *, steps_finished: int = 0, masks_begun: int = 0
 ) -> Values:
-    """The reference's step in float64, from the values that the entry holds now."""
-    values = [t.detach().double() for t in (entry.param, entry.exp_avg, entry.exp_avg_sq)]
+    """The reference's step in float64, from the values that the slot holds now."""
+    values = [t.detach().double() for t in (slot.param, slot.exp_avg, slot.exp_avg_sq)]
     param, exp_avg, exp_avg_sq = (value.clone() for value in values)
     keep = knobs.keep_mask(
-        tuple(entry.param.shape),
-        stream_id=entry.stream_id,
-        layer=entry.layer,
-        shard=entry.shard,
+        tuple(slot.param.shape),
+        stream_id=slot.stream_id,
+        layer=slot.layer,
+        shard=slot.shard,
         draw=knobs.draw(steps_finished, masks_begun),
-        device=entry.param.device,
+        device=slot.param.device,
     )
     adamw_step_(
         param,
-        entry.grad.double(),
+        slot.grad.double(),
         exp_avg,
         exp_avg_sq,
         keep,
-        step=int(entry.step.item()) + 1,
+        step=int(slot.step.item()) + 1,
         lr=float(knobs.lr),
         beta1=knobs.beta1,
         beta2=knobs.beta2,
@@ -133,13 +134,13 @@ def exact_step(
 
 
 def excess_error(
-    before: Values, after: Entry, exact: Values, knobs: Knobs, tolerance: Tolerance
+    before: Values, after: Slot, exact: Values, knobs: Knobs, tolerance: Tolerance
 ) -> float:
     """Largest error of a step, as a multiple of what the tolerance allows: at most 1 is a pass.
 
     Args:
         before: values before the step.
-        after: the entry, stepped.
+        after: the slot, stepped.
         exact: what :func:`exact_step` says.
         knobs: those of the step.
         tolerance: what is allowed.
@@ -167,7 +168,7 @@ def excess_error(
     return max(torch.stack(ratios).nan_to_num(nan=float("inf")).tolist())
 
 
-def step_errors(before: Values, after: Entry, exact: Values, knobs: Knobs) -> tuple[Values, Values]:
+def step_errors(before: Values, after: Slot, exact: Values, knobs: Knobs) -> tuple[Values, Values]:
     """Absolute errors of a step, and the magnitudes they are relative to; both float64."""
     grad = after.grad.double().abs()
     if knobs.rescale:
@@ -187,9 +188,9 @@ def step_errors(before: Values, after: Entry, exact: Values, knobs: Knobs) -> tu
     return errors, Values(update * cancellation.clamp(min=1.0), exp_avg, exp_avg_sq)
 
 
-def values_of(entry: Entry) -> Values:
-    """A float64 copy of what the entry holds."""
-    return Values(*(t.detach().double() for t in (entry.param, entry.exp_avg, entry.exp_avg_sq)))
+def values_of(slot: Slot) -> Values:
+    """A float64 copy of what the slot holds."""
+    return Values(*(t.detach().double() for t in (slot.param, slot.exp_avg, slot.exp_avg_sq)))
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..schedules import Schedule
 from ..step.checks import check_knobs
-from .groups import COUNTERS, OWN_KNOBS, Group, check_names, knobs_of, place_in
+from ..step.knobs import MASK_KNOBS
+from .groups import COUNTERS, Group, check_names, knobs_of, place_in
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 # What is compared, and warned about, when a loaded state overrides it.
-_OWN = (*OWN_KNOBS, "stream_ids", "layers")
+_OWN = (*MASK_KNOBS, "stream_ids", "layers")
 
 
 def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Tensor, Any]:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..schedules import Schedule, scheduled
 from ..step.checks import check_knobs
-from ..step.tables import Knobs
+from ..step.knobs import Knobs
 from .groups import KNOBS, Group, check_numbers, knobs_of
 
 _VALUES = itemgetter(*KNOBS)
+_MAY_BE_TENSORS = [KNOBS.index(name) for name in ("lr", "drop_prob")]
 
 
 def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
@@ -23,9 +24,8 @@ def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> b
 
 def _may_change(values: tuple[Any, ...]) -> bool:
     """Whether a value may become another one and stay the same object."""
-    lr, betas, drop_prob = values[:3]
-    return not isinstance(betas, tuple) or any(
-        isinstance(value, Tensor) and value.device.type == "cpu" for value in (lr, drop_prob)
+    return not isinstance(values[KNOBS.index("betas")], tuple) or any(
+        isinstance(values[i], Tensor) and values[i].device.type == "cpu" for i in _MAY_BE_TENSORS
     )
 
 

@@ -6,24 +6,15 @@ from typing import Any
 from ..mask import layer_of
 from ..schedules import scheduled
 from ..step.checks import check_ids, check_knobs, read_scalar
-from ..step.tables import Knobs
+from ..step.knobs import KNOBS as FIELDS
+from ..step.knobs import Knobs
 
 Group = dict[str, Any]
 
 PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
 COUNTERS = ("steps_finished", "masks_begun")
-# Those that torch.optim.AdamW has not.
-OWN_KNOBS = (
-    "drop_prob",
-    "granularity",
-    "period",
-    "site",
-    "rescale",
-    "mask_decay",
-    "stochastic_rounding",
-    "seed",
-)
-KNOBS = ("lr", "betas", *OWN_KNOBS, "eps", "weight_decay", "maximize")  # what knobs_of reads
+_BETAS = ("beta1", "beta2")  # fields of Knobs that a group holds as one pair
+KNOBS = ("betas", *(name for name in FIELDS if name not in _BETAS))  # keys of a group
 _OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "state_dtype", "backend"}
 
 
@@ -45,22 +36,11 @@ def knobs_of(group: Group) -> Knobs:
         )
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
-    return Knobs(
-        lr=read_scalar("learning rate", group["lr"]),
-        beta1=betas[0],
-        beta2=betas[1],
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        maximize=group["maximize"],
-        drop_prob=read_scalar("drop_prob", group["drop_prob"]),
-        granularity=group["granularity"],
-        site=group["site"],
-        rescale=group["rescale"],
-        mask_decay=group["mask_decay"],
-        stochastic_rounding=group["stochastic_rounding"],
-        seed=group["seed"],
-        period=period,
-    )
+    values = {name: group[name] for name in KNOBS if name != "betas"}
+    values |= dict(zip(_BETAS, betas, strict=True)) | {"period": period}
+    values["lr"] = read_scalar("learning rate", group["lr"])
+    values["drop_prob"] = read_scalar("drop_prob", group["drop_prob"])
+    return Knobs(**values)
 
 
 def draw_of(group: Group) -> int:

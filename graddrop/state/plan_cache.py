@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from ..step.checks import is_capturing
+from ..step.knobs import Knobs
 from ..step.plan import Plan
-from ..step.tables import Entry, Knobs
+from ..step.slot import Slot
 from .groups import Group, check_names
 from .plan_guard import Premises
-from .records import entries_of
+from .slots import slots_of
 
 State = dict[str, Any]
 
@@ -25,7 +26,7 @@ class Planner:
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._premises: Premises | None = None  # of the latest plan
-        self._captured: list[tuple[Plan, Sequence[Entry | None]]] = []
+        self._captured: list[tuple[Plan, Sequence[Slot | None]]] = []
         self.latest: Plan | None = None  # of the steps that are not captured
 
     def plan(
@@ -50,7 +51,7 @@ class Planner:
 
         Raises:
             RuntimeError, TypeError, ValueError: as :func:`graddrop.state.groups.check_names`,
-                :func:`graddrop.state.records.entries_of` and :class:`graddrop.step.plan.Plan`.
+                :func:`graddrop.state.slots.slots_of` and :class:`graddrop.step.plan.Plan`.
                 Nothing has changed then.
         """
         capturing, premises = is_capturing(), self._premises
@@ -58,15 +59,15 @@ class Planner:
             assert self.latest is not None
             return self.latest
         check_names(groups)
-        entries, states = entries_of(groups, grads, state, initial_state)
-        plan = Plan(params, entries, knobs, self._backend)
+        slots, states = slots_of(groups, grads, state, initial_state)
+        plan = Plan(params, slots, knobs, self._backend)
         state.update(states)
         if capturing:
             # A replay uploads tables again as they were: they are no step's but the graph's. They
             # live on, with all that they point at, since it may be replayed at any time.
-            self._captured.append((plan, entries))
+            self._captured.append((plan, slots))
         else:
-            like_grads = [None if entry is None else entry.grad for entry in entries]
+            like_grads = [None if slot is None else slot.grad for slot in slots]
             self.latest = plan
             self._premises = Premises(groups, params, like_grads, state, knobs)
         return plan

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..step.knobs import Knobs
 from ..step.sharding import are_plain, local_tensors
-from ..step.tables import Knobs
 from .checkpoint import STATE_KEYS
 from .groups import Group
 
@@ -121,6 +121,4 @@ class Premises:
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:
     """What the tables' modes depend on."""
-    return [
-        (k.granularity, k.site, k.mask_decay, k.masks_nothing, k.stochastic_rounding) for k in knobs
-    ]
+    return [group_knobs.structure for group_knobs in knobs]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..mask import GRANULARITIES, MAX_STREAM_ID, Shard, rescale_factor, threshold
 from ..reference import SITES
-from .tables import Knobs
+from .knobs import SWITCHES, Knobs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of parameters
 _NUMBERS = (  # field of Knobs, its name in messages (torch's, where torch has one), upper end
@@ -20,7 +20,6 @@ _NUMBERS = (  # field of Knobs, its name in messages (torch's, where torch has o
     ("eps", "epsilon value", None),
     ("weight_decay", "weight_decay value", None),
 )
-_SWITCHES = ("maximize", "rescale", "mask_decay", "stochastic_rounding")
 
 
 def check_knobs(knobs: Knobs) -> None:
@@ -48,7 +47,7 @@ def check_knobs(knobs: Knobs) -> None:
         threshold(knobs.drop_prob)
         if knobs.rescale:
             rescale_factor(knobs.drop_prob)
-    for name in _SWITCHES:
+    for name in SWITCHES:
         if not isinstance(getattr(knobs, name), bool):
             raise TypeError(f"Invalid {name}: {getattr(knobs, name)!r}: expected a bool")
     if knobs.granularity not in GRANULARITIES:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .backends import Executor, make_executor, resolve
 from .clipping import Clipping
+from .knobs import Knobs
 from .sharding import Total
-from .tables import Entry, Knobs
+from .slot import Slot
 
 Key = tuple[torch.device, str]  # where, and by which backend
 
@@ -19,31 +20,31 @@ class Plan:
 
     Args:
         params: all parameters of the optimizer.
-        entries: one per parameter; None where it takes no part.
+        slots: one per parameter; None where it takes no part.
         knobs: one per group.
         backend: the backend asked for.
 
     Raises:
-        RuntimeError: the backend cannot serve an entry.
+        RuntimeError: the backend cannot serve a slot.
         ValueError: unknown backend, or more strided dimensions than it takes.
     """
 
     def __init__(
         self,
         params: Sequence[Tensor],
-        entries: Sequence[Entry | None],
+        slots: Sequence[Slot | None],
         knobs: Sequence[Knobs],
         backend: str,
     ) -> None:
-        present = [entry for entry in entries if entry is not None]
-        self._members: dict[Key, list[int]] = {}  # positions among the entries that are present
-        for position, entry in enumerate(present):
-            device = entry.param.device
-            key = device, resolve(backend, device, entry.dtypes)
-            if key[1] != "reference" and entry.step.device != device:
+        present = [slot for slot in slots if slot is not None]
+        self._members: dict[Key, list[int]] = {}  # positions among the slots that are present
+        for position, slot in enumerate(present):
+            device = slot.param.device
+            key = device, resolve(backend, device, slot.dtypes)
+            if key[1] != "reference" and slot.step.device != device:
                 raise RuntimeError(
                     f"expected step on {device}, where the {key[1]} backend counts, got it on "
-                    f"{entry.step.device}: move it there"
+                    f"{slot.step.device}: move it there"
                 )
             self._members.setdefault(key, []).append(position)
         self.executors: dict[Key, Executor] = {
@@ -51,7 +52,7 @@ class Plan:
             for key, members in self._members.items()
         }
         self._totals: dict[Key, Total] = {}  # made when a norm is first asked for
-        self._planned = [entry is not None for entry in entries]
+        self._planned = [slot is not None for slot in slots]
         self._params = list(compress(params, self._planned))
 
     def step(
@@ -86,7 +87,7 @@ class Plan:
             executor.set_grads(planned if all_here else [planned[i] for i in members])
         for key, executor in self.executors.items():
             scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
-            executor.prepare(knobs, counters[key], *scaling)
+            executor.begin(knobs, counters[key], *scaling)
         norm = None if clipping is None else self._grad_norm(clipping.masked)
         factor = None if clipping is None or norm is None else clipping.factor(norm)
         for key, executor in self.executors.items():

@@ -10,18 +10,18 @@ from graddrop.testing import (
     exact_step,
     excess_error,
     make_knobs,
-    random_entry,
+    random_slot,
     values_of,
 )
 
 
-def excess(entry, backend="reference", before_judging=lambda entry: None, **knobs):
+def excess(slot, backend="reference", before_judging=lambda slot: None, **knobs):
     """Make a step by a backend, and judge it."""
-    before, exact = values_of(entry), exact_step(entry, make_knobs(**knobs))
+    before, exact = values_of(slot), exact_step(slot, make_knobs(**knobs))
     asked = make_knobs(**knobs)
     graddrop_adamw_(
-        *([tensor] for tensor in (entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq)),
-        [entry.step],
+        *([tensor] for tensor in (slot.param, slot.grad, slot.exp_avg, slot.exp_avg_sq)),
+        [slot.step],
         lr=asked.lr,
         draw=0,
         betas=(asked.beta1, asked.beta2),
@@ -31,35 +31,35 @@ def excess(entry, backend="reference", before_judging=lambda entry: None, **knob
         seed=asked.seed,
         backend=backend,
     )
-    before_judging(entry)
+    before_judging(slot)
     tolerance = FP32_ARITHMETIC if backend != "triton" else INTERPRETED
-    return excess_error(before, entry, exact, asked, tolerance)
+    return excess_error(before, slot, exact, asked, tolerance)
 
 
 def test_strong_decay_is_within_the_tolerance(backend, device):
     """Where lr times weight decay is large the factor of the decay rounds, too."""
     size = 4_003 if backend == "triton" else 400_003
     for seed in range(3):
-        entry = random_entry((size,), (torch.float32,) * 3, seed=seed, device=device)
-        assert excess(entry, backend, lr=1.0, weight_decay=0.3) <= 1
+        slot = random_slot((size,), (torch.float32,) * 3, seed=seed, device=device)
+        assert excess(slot, backend, lr=1.0, weight_decay=0.3) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zeros_that_stay_are_right(dtype):
     """Of zeros no error is allowed, and none is made."""
-    entry = random_entry((13,), (dtype,) * 3, seed=1)
-    for tensor in (entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq):
+    slot = random_slot((13,), (dtype,) * 3, seed=1)
+    for tensor in (slot.param, slot.grad, slot.exp_avg, slot.exp_avg_sq):
         tensor.zero_()
-    assert excess(entry, drop_prob=0.0) == 0
+    assert excess(slot, drop_prob=0.0) == 0
 
 
 @pytest.mark.parametrize("name", ["param", "exp_avg", "exp_avg_sq"])
 def test_an_entry_that_is_off_is_refused(name):
     """One entry of a thousand is wrong by a part in a thousand, or is NaN."""
 
-    def spoil(entry, factor):
-        getattr(entry, name)[500] *= factor
+    def spoil(slot, factor):
+        getattr(slot, name)[500] *= factor
 
     for factor in (1.001, float("nan")):
-        entry = random_entry((1000,), (torch.float32,) * 3, seed=2)
-        assert excess(entry, before_judging=lambda entry, by=factor: spoil(entry, by)) > 10
+        slot = random_slot((1000,), (torch.float32,) * 3, seed=2)
+        assert excess(slot, before_judging=lambda slot, by=factor: spoil(slot, by)) > 10

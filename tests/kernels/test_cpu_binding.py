@@ -12,7 +12,7 @@ import torch
 from graddrop.kernels import abi
 from graddrop.kernels.cpu import binding
 from graddrop.step import backends
-from graddrop.testing import F16, F32, F64, make_knobs, random_entry
+from graddrop.testing import F16, F32, F64, make_knobs, random_slot
 
 pytestmark = pytest.mark.skipif(
     not binding.LIBRARY.exists() and shutil.which("c++") is None,
@@ -70,8 +70,8 @@ def test_the_step_brings_no_threads_of_its_own():
     large = torch.zeros(1 << 20)
     large.add_(1.0)  # torch starts its pool
     before = len(list(threads.iterdir()))
-    entries, knobs = [random_entry((200_000,), seed=0)], [make_knobs()]
-    executor = backends.make_executor("cpu", entries, knobs, CPU)
+    slots, knobs = [random_slot((200_000,), seed=0)], [make_knobs()]
+    executor = backends.make_executor("cpu", slots, knobs, CPU)
     executor.prepare(knobs, torch.zeros(2, dtype=torch.int64), None, None)
     executor.step(None)
     assert len(list(threads.iterdir())) == before

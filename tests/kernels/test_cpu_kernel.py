@@ -15,7 +15,7 @@ from graddrop import testing
 from graddrop.kernels.cpu import binding
 from graddrop.mask import Shard, keep_mask
 from graddrop.step import backends
-from graddrop.testing import BF16, F32, FP32_ARITHMETIC, make_knobs, random_entry
+from graddrop.testing import BF16, F32, FP32_ARITHMETIC, make_knobs, random_slot
 
 pytestmark = pytest.mark.skipif(
     not binding.LIBRARY.exists() and shutil.which("c++") is None,
@@ -70,58 +70,58 @@ def n_threads(request):
     torch.set_num_threads(before)
 
 
-def step(entries, knobs, counters=(0, 0)):
+def step(slots, knobs, counters=(0, 0)):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64)
-    executor = backends.make_executor("cpu", entries, knobs, torch.device("cpu"))
+    executor = backends.make_executor("cpu", slots, knobs, torch.device("cpu"))
     executor.prepare(knobs, counters, None, None)
     executor.step(None)
     return counters.tolist()
 
 
-def entries_of(shapes, dtypes=DTYPES["fp32"], **options):
+def slots_of(shapes, dtypes=DTYPES["fp32"], **options):
     """One random tensor of each shape, every stream and three layers among them."""
     return [
-        random_entry(shape, dtypes, seed=i, stream_id=i, layer=i % 3, **options)
+        random_slot(shape, dtypes, seed=i, stream_id=i, layer=i % 3, **options)
         for i, shape in enumerate(shapes)
     ]
 
 
-def copied(entry):
+def copied(slot):
     """The entry with its own copy of everything a step changes."""
     names = ("param", "exp_avg", "exp_avg_sq", "step")
-    return replace(entry, **{name: getattr(entry, name).clone() for name in names})
+    return replace(slot, **{name: getattr(slot, name).clone() for name in names})
 
 
-def values(entry):
+def values(slot):
     """What a step changes, its counter aside."""
-    return [entry.param, entry.exp_avg, entry.exp_avg_sq]
+    return [slot.param, slot.exp_avg, slot.exp_avg_sq]
 
 
-def assert_same_bits(entries, others):
+def assert_same_bits(slots, others):
     """Judge that pairs of entries agree in every bit."""
-    for entry, other in zip(entries, others, strict=True):
-        for a, b in zip(values(entry), values(other), strict=True):
+    for slot, other in zip(slots, others, strict=True):
+        for a, b in zip(values(slot), values(other), strict=True):
             assert torch.equal(a, b)
 
 
-def assert_step_is_the_reference(entries, knobs, counters=(0, 0)):
+def assert_step_is_the_reference(slots, knobs, counters=(0, 0)):
     """Step the entries, judge each one; ``knobs`` one per group."""
-    befores = [testing.values_of(entry) for entry in entries]
+    befores = [testing.values_of(slot) for slot in slots]
     exact = [
         testing.exact_step(
-            entry, knobs[entry.group], steps_finished=counters[0], masks_begun=counters[1]
+            slot, knobs[slot.group], steps_finished=counters[0], masks_begun=counters[1]
         )
-        for entry in entries
+        for slot in slots
     ]
-    steps = [entry.step.item() for entry in entries]
-    assert step(entries, knobs, counters) == [counters[0] + 1, counters[1]]
+    steps = [slot.step.item() for slot in slots]
+    assert step(slots, knobs, counters) == [counters[0] + 1, counters[1]]
     worst = [
-        testing.excess_error(before, entry, ideal, knobs[entry.group], FP32_ARITHMETIC)
-        for before, entry, ideal in zip(befores, entries, exact, strict=True)
+        testing.excess_error(before, slot, ideal, knobs[slot.group], FP32_ARITHMETIC)
+        for before, slot, ideal in zip(befores, slots, exact, strict=True)
     ]
     assert max(worst) <= 1, worst
-    assert [entry.step.item() for entry in entries] == [n + 1 for n in steps]
+    assert [slot.step.item() for slot in slots] == [n + 1 for n in steps]
 
 
 # -- the step --------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_step_is_the_reference(fused, dtypes, site, granularity, monkeypatch):
     if not fused:
         force_isa("baseline", monkeypatch)
     knobs = make_knobs(granularity=granularity, rescale=True, **SITES[site])
-    assert_step_is_the_reference(entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
+    assert_step_is_the_reference(slots_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
 
 
 @pytest.mark.parametrize("drop_prob", [0.0, 1.5 / 65536, 2.5 / 65536, 0.1, 0.5, 0.9, 1.0])
@@ -144,7 +144,7 @@ def test_every_drop_prob(drop_prob):
     """From exempt to everything dropped, halves of 1/65536 rounded to even."""
     for site, granularity in itertools.product(SITES, ["element", "row", "tensor"]):
         knobs = make_knobs(drop_prob=drop_prob, granularity=granularity, **SITES[site])
-        assert_step_is_the_reference(entries_of([(1500,), (37, 3)]), [knobs])
+        assert_step_is_the_reference(slots_of([(1500,), (37, 3)]), [knobs])
 
 
 def test_groups_keep_their_own_numbers():
@@ -156,26 +156,26 @@ def test_groups_keep_their_own_numbers():
         make_knobs(drop_prob=0.5, site="update", granularity="tensor", period=0),
         make_knobs(maximize=True, beta1=0.0, beta2=0.0),
     ]
-    entries = [
-        random_entry(shape, dtypes, seed=i, stream_id=i, group=i % 5)
+    slots = [
+        random_slot(shape, dtypes, seed=i, stream_id=i, group=i % 5)
         for i, (dtypes, shape) in enumerate(
             itertools.product(DTYPES.values(), [(700,), (8, 12), (40_003,)])
         )
     ]
-    for entry in entries[4::5]:
-        entry.exp_avg.zero_()  # of no use where beta1 is 0, but what lerp's rounding is relative to
-    assert_step_is_the_reference(entries, knobs, counters=(3, 2))
+    for slot in slots[4::5]:
+        slot.exp_avg.zero_()  # of no use where beta1 is 0, but what lerp's rounding is relative to
+    assert_step_is_the_reference(slots, knobs, counters=(3, 2))
 
 
 def test_the_judge_can_fail():
     """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
     for draw, lr in ((1, 1e-2), (0, 1.001e-2)):
-        (entry,) = entries_of([(1300,)])
-        before = testing.values_of(entry)
-        exact = testing.exact_step(entry, make_knobs(lr=lr), steps_finished=draw)
+        (slot,) = slots_of([(1300,)])
+        before = testing.values_of(slot)
+        exact = testing.exact_step(slot, make_knobs(lr=lr), steps_finished=draw)
         knobs = make_knobs()
-        step([entry], [knobs])
-        assert testing.excess_error(before, entry, exact, knobs, FP32_ARITHMETIC) > 10
+        step([slot], [knobs])
+        assert testing.excess_error(before, slot, exact, knobs, FP32_ARITHMETIC) > 10
 
 
 # -- the masks -------------------------------------------------------------------------------------
@@ -185,36 +185,36 @@ def test_the_judge_can_fail():
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_masks_are_the_contract_bit_for_bit(isa, granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
-    entries = entries_of([(9001,), (33, 36), (33, 35), (5, 1000), (2000, 1)], DTYPES[dtypes])
+    slots = slots_of([(9001,), (33, 36), (33, 35), (5, 1000), (2000, 1)], DTYPES[dtypes])
     knobs = make_knobs(granularity=granularity, site="freeze")
-    masks = drawn_masks(entries, knobs, counters=(7, 0))
-    for entry, mask in zip(entries, masks, strict=True):
-        expected = mask_of(entry, knobs, draw=7)
+    masks = drawn_masks(slots, knobs, counters=(7, 0))
+    for slot, mask in zip(slots, masks, strict=True):
+        expected = mask_of(slot, knobs, draw=7)
         assert torch.equal(mask, expected)
         assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
 
 
-def drawn_masks(entries, knobs, counters=(0, 0)):
+def drawn_masks(slots, knobs, counters=(0, 0)):
     """The keep masks that the kernel draws, read from what moves under freeze."""
     assert knobs.site == "freeze"
-    for entry in entries:
-        entry.grad.fill_(1.0)
-        entry.exp_avg.zero_()
-    step(entries, [knobs], counters)
-    return [entry.exp_avg != 0 for entry in entries]
+    for slot in slots:
+        slot.grad.fill_(1.0)
+        slot.exp_avg.zero_()
+    step(slots, [knobs], counters)
+    return [slot.exp_avg != 0 for slot in slots]
 
 
-def mask_of(entry, knobs, draw):
+def mask_of(slot, knobs, draw):
     """The keep mask by the contract."""
     return keep_mask(
-        tuple(entry.param.shape),
+        tuple(slot.param.shape),
         granularity=knobs.granularity,
-        stream_id=entry.stream_id,
-        layer=entry.layer,
+        stream_id=slot.stream_id,
+        layer=slot.layer,
         seed=knobs.seed,
         draw=draw,
         drop_prob=knobs.drop_prob,
-        shard=entry.shard,
+        shard=slot.shard,
     )
 
 
@@ -223,11 +223,11 @@ def mask_of(entry, knobs, draw):
 )
 def test_the_draw_follows_the_period(period, counters, draw):
     """Steps finished, that // K, or masks begun by hand."""
-    (entry,) = entries_of([(1200,)])
+    (slot,) = slots_of([(1200,)])
     knobs = make_knobs(period=period, site="freeze")
-    (mask,) = drawn_masks([entry], knobs, counters)
-    assert torch.equal(mask, mask_of(entry, knobs, draw))
-    assert not torch.equal(mask, mask_of(entry, knobs, draw - 1))
+    (mask,) = drawn_masks([slot], knobs, counters)
+    assert torch.equal(mask, mask_of(slot, knobs, draw))
+    assert not torch.equal(mask, mask_of(slot, knobs, draw - 1))
 
 
 @pytest.mark.parametrize("begin", [1, 500, 512, 1000, 2**31 - 500, 2**32 + 1, 2**42 - 700])
@@ -236,43 +236,43 @@ def test_a_shard_steps_as_part_of_the_whole(isa, begin, dtypes):
     """Any first element, beyond 2**31, 2**32 and call 2**32 of the generator too."""
     shard = Shard((2**43,), (begin,))
     for size in (1, 11, 1300):
-        entry = random_entry((size,), DTYPES[dtypes], seed=0, shard=shard)
+        slot = random_slot((size,), DTYPES[dtypes], seed=0, shard=shard)
         knobs = make_knobs(site="freeze")
-        assert_step_is_the_reference([entry], [knobs])
-        (mask,) = drawn_masks([entry], knobs)
-        assert torch.equal(mask, mask_of(entry, knobs, draw=0))
+        assert_step_is_the_reference([slot], [knobs])
+        (mask,) = drawn_masks([slot], knobs)
+        assert torch.equal(mask, mask_of(slot, knobs, draw=0))
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_what_is_dropped_stays_out(isa, site):
     """NaN and infinity in a dropped entry's gradient go nowhere; in a kept entry's they show."""
     for poison, dtypes in itertools.product((float("nan"), float("inf")), ("fp32", "all bf16")):
-        (entry,) = entries_of([(3000,)], DTYPES[dtypes])
+        (slot,) = slots_of([(3000,)], DTYPES[dtypes])
         knobs = make_knobs(**SITES[site])
-        keep = mask_of(entry, knobs, draw=0)
-        entry.grad[~keep] = poison
+        keep = mask_of(slot, knobs, draw=0)
+        slot.grad[~keep] = poison
         first_kept = keep.nonzero()[0].item()
-        entry.grad[first_kept] = poison
-        step([entry], [knobs])
+        slot.grad[first_kept] = poison
+        step([slot], [knobs])
         expected = torch.zeros(3000, dtype=torch.bool)
         expected[first_kept] = True
-        assert torch.equal(entry.param.isnan(), expected)
+        assert torch.equal(slot.param.isnan(), expected)
         if site in ("grad", "freeze"):
-            assert torch.equal(entry.exp_avg.isfinite(), ~expected)
+            assert torch.equal(slot.exp_avg.isfinite(), ~expected)
 
 
 def test_a_frozen_tensor_stays_as_it_is():
     """A tensor that is dropped whole under freeze keeps its bits; its step is counted."""
-    entries = entries_of([(2000,)] * 20)
-    befores = [copied(entry) for entry in entries]
+    slots = slots_of([(2000,)] * 20)
+    befores = [copied(slot) for slot in slots]
     knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
-    step(entries, [knobs])
-    dropped = [not mask_of(entry, knobs, draw=0).any() for entry in entries]
+    step(slots, [knobs])
+    dropped = [not mask_of(slot, knobs, draw=0).any() for slot in slots]
     assert 0 < sum(dropped) < 20
-    for entry, before, is_dropped in zip(entries, befores, dropped, strict=True):
-        assert torch.equal(entry.param, before.param) == is_dropped
-        assert torch.equal(entry.exp_avg, before.exp_avg) == is_dropped
-        assert entry.step.item() == before.step.item() + 1
+    for slot, before, is_dropped in zip(slots, befores, dropped, strict=True):
+        assert torch.equal(slot.param, before.param) == is_dropped
+        assert torch.equal(slot.exp_avg, before.exp_avg) == is_dropped
+        assert slot.step.item() == before.step.item() + 1
 
 
 # -- what must not matter --------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_a_frozen_tensor_stays_as_it_is():
 def mixed_entries():
     """Tensors of all dtypes; the large ones make several chunks."""
     shapes = [(40_003,), (1,), (300, 128), (64, 33), (5,)]
-    return [e for dtypes in DTYPES.values() for e in entries_of(shapes, dtypes)]
+    return [e for dtypes in DTYPES.values() for e in slots_of(shapes, dtypes)]
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -289,15 +289,15 @@ def mixed_entries():
 def test_thread_counts_give_the_same_bits(n_threads, own_threads, site, monkeypatch):
     """More threads, the same result; also where torch's OpenMP is not found."""
     knobs = [make_knobs(**SITES[site])]
-    entries, others = mixed_entries(), mixed_entries()
+    slots, others = mixed_entries(), mixed_entries()
     if own_threads:
         alone = replace(binding.load(), gomp_parallel=None)
         monkeypatch.setattr(binding, "load", lambda: alone)
-    step(entries, knobs)
+    step(slots, knobs)
     monkeypatch.undo()
     torch.set_num_threads(1)
     step(others, knobs)
-    assert_same_bits(entries, others)
+    assert_same_bits(slots, others)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -319,7 +319,7 @@ def test_cutting_a_parameter_changes_no_bit(granularity, dtypes, dim):
     """Shards of either dimension, cut anywhere, end in the bits of the whole."""
     knobs = [make_knobs(granularity=granularity, site="freeze")]
     shape = (71, 130)
-    whole = random_entry(shape, DTYPES[dtypes], seed=0)
+    whole = random_slot(shape, DTYPES[dtypes], seed=0)
     shards = []
     for begin, end in itertools.pairwise((0, 1, 8, 39, shape[dim])):
         names = ("param", "grad", "exp_avg", "exp_avg_sq")
@@ -374,28 +374,28 @@ LAYOUTS = {
 def test_any_layout_gives_the_same_bits(layout, dtypes, granularity):
     """Strides and alignment decide where an entry lies, never what becomes of it."""
     shape, (of_param, of_grad, of_moments) = LAYOUTS[layout]
-    entry = random_entry(shape, DTYPES[dtypes], seed=0)
+    slot = random_slot(shape, DTYPES[dtypes], seed=0)
     relaid = replace(
-        entry,
-        param=of_param(entry.param),
-        grad=of_grad(entry.grad),
-        exp_avg=of_moments(entry.exp_avg),
-        exp_avg_sq=of_moments(entry.exp_avg_sq),
-        step=entry.step.clone(),
+        slot,
+        param=of_param(slot.param),
+        grad=of_grad(slot.grad),
+        exp_avg=of_moments(slot.exp_avg),
+        exp_avg_sq=of_moments(slot.exp_avg_sq),
+        step=slot.step.clone(),
     )
-    before = entry.param.clone()
+    before = slot.param.clone()
     knobs = [make_knobs(granularity=granularity, site="freeze")]
-    step([entry], knobs)
+    step([slot], knobs)
     step([relaid], knobs)
-    assert_same_bits([entry], [relaid])
-    assert not torch.equal(entry.param, before)
+    assert_same_bits([slot], [relaid])
+    assert not torch.equal(slot.param, before)
 
 
 def test_an_exempt_group_is_plain_adamw():
     """drop_prob 0 gives the bits of a tensor that is not masked at all, whatever the knobs."""
-    plain_entries = entries_of([(5000,)])
+    plain_entries = slots_of([(5000,)])
     step(plain_entries, [make_knobs(drop_prob=0.0)])
     for granularity, site in itertools.product(["element", "row", "tensor"], SITES):
-        entries = entries_of([(5000,)])  # in a masked mode, with a threshold that rounds to 0
-        step(entries, [make_knobs(drop_prob=1e-9, granularity=granularity, **SITES[site])])
-        assert_same_bits(entries, plain_entries)
+        slots = slots_of([(5000,)])  # in a masked mode, with a threshold that rounds to 0
+        step(slots, [make_knobs(drop_prob=1e-9, granularity=granularity, **SITES[site])])
+        assert_same_bits(slots, plain_entries)

@@ -13,7 +13,7 @@ import torch
 from graddrop import testing
 from graddrop.mask import Shard, keep_mask
 from graddrop.step.backends import make_executor
-from graddrop.testing import DTYPES, make_knobs, random_entry
+from graddrop.testing import DTYPES, make_knobs, random_slot
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from graddrop.kernels import abi
@@ -34,15 +34,15 @@ SHAPES = [(0,), (1,), (1023,), (1024,), (1025,), (2051,), (9, 20), (13, 7), (50,
 pytestmark = pytest.mark.gpu
 
 
-def _executor_of(entries, knobs):
-    return make_executor("triton", entries, knobs, DEVICE)
+def _executor_of(slots, knobs):
+    return make_executor("triton", slots, knobs, DEVICE)
 
 
-def step(entries, knobs, counters=(0, 0), **scaling):
+def step(slots, knobs, counters=(0, 0), **scaling):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
     scaling = {"grad_scale": None, "found_inf": None} | scaling
-    executor = _executor_of(entries, knobs)
+    executor = _executor_of(slots, knobs)
     executor.prepare(knobs, counters, **scaling)
     executor.step(None)
     return counters.tolist()
@@ -50,28 +50,28 @@ def step(entries, knobs, counters=(0, 0), **scaling):
 
 def _entries_of(shapes, dtypes=DTYPES["fp32"], **options):
     return [
-        random_entry(shape, dtypes, seed=i, stream_id=i, layer=i % 3, device=DEVICE, **options)
+        random_slot(shape, dtypes, seed=i, stream_id=i, layer=i % 3, device=DEVICE, **options)
         for i, shape in enumerate(shapes)
     ]
 
 
-def assert_step_is_the_reference(entries, knobs, counters=(0, 0)):
+def assert_step_is_the_reference(slots, knobs, counters=(0, 0)):
     """Step the entries, judge each one; ``knobs`` one per group."""
-    befores = [testing.values_of(entry) for entry in entries]
+    befores = [testing.values_of(slot) for slot in slots]
     exact = [
         testing.exact_step(
-            entry, knobs[entry.group], steps_finished=counters[0], masks_begun=counters[1]
+            slot, knobs[slot.group], steps_finished=counters[0], masks_begun=counters[1]
         )
-        for entry in entries
+        for slot in slots
     ]
-    steps = [entry.step.item() for entry in entries]
-    assert step(entries, knobs, counters) == [counters[0] + 1, counters[1]]
+    steps = [slot.step.item() for slot in slots]
+    assert step(slots, knobs, counters) == [counters[0] + 1, counters[1]]
     worst = [
-        testing.excess_error(before, entry, ideal, knobs[entry.group], TOLERANCE)
-        for before, entry, ideal in zip(befores, entries, exact, strict=True)
+        testing.excess_error(before, slot, ideal, knobs[slot.group], TOLERANCE)
+        for before, slot, ideal in zip(befores, slots, exact, strict=True)
     ]
     assert max(worst) <= 1, worst
-    assert [entry.step.item() for entry in entries] == [n + 1 for n in steps]
+    assert [slot.step.item() for slot in slots] == [n + 1 for n in steps]
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -97,16 +97,16 @@ def test_maximize_and_zero_betas():
     assert_step_is_the_reference(_entries_of([(1500,)]), [knobs])
 
 
-def decaying(entries, **changes):
+def decaying(slots, **changes):
     """Make each kept entry halve, and nothing else: a mask that can be read off, in any dtype."""
-    for entry in entries:
-        entry.grad.zero_()
-        entry.exp_avg.zero_()
+    for slot in slots:
+        slot.grad.zero_()
+        slot.exp_avg.zero_()
     return make_knobs(site="freeze", lr=1.0, weight_decay=0.5, **changes)
 
 
-def _kept_bits(entry, before):
-    return entry.param.detach() != before
+def _kept_bits(slot, before):
+    return slot.param.detach() != before
 
 
 @pytest.mark.parametrize("granularity", ["element", "row"])
@@ -114,22 +114,22 @@ def _kept_bits(entry, before):
 def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
     shapes = [(4099,), (33, 36), (33, 35)]
-    entries = _entries_of(shapes, DTYPES[dtypes])
-    knobs = decaying(entries, granularity=granularity)
-    befores = [entry.param.clone() for entry in entries]
-    step(entries, [knobs], counters=(7, 0))
-    for entry, before in zip(entries, befores, strict=True):
+    slots = _entries_of(shapes, DTYPES[dtypes])
+    knobs = decaying(slots, granularity=granularity)
+    befores = [slot.param.clone() for slot in slots]
+    step(slots, [knobs], counters=(7, 0))
+    for slot, before in zip(slots, befores, strict=True):
         expected = keep_mask(
-            tuple(entry.param.shape),
+            tuple(slot.param.shape),
             granularity=granularity,
-            stream_id=entry.stream_id,
+            stream_id=slot.stream_id,
             layer=None,
             seed=knobs.seed,
             draw=7,
             drop_prob=knobs.drop_prob,
             device=DEVICE,
         )
-        assert torch.equal(_kept_bits(entry, before), expected)
+        assert torch.equal(_kept_bits(slot, before), expected)
         assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
 
 
@@ -138,12 +138,12 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
 )
 def test_the_draw_follows_the_period(period, counters, draw):
     """Steps finished, that // K, or masks begun by hand: computed on the device."""
-    (entry,) = _entries_of([(1200,)])
-    before = entry.param.clone()
-    knobs = decaying([entry], period=period)
-    step([entry], [knobs], counters)
+    (slot,) = _entries_of([(1200,)])
+    before = slot.param.clone()
+    knobs = decaying([slot], period=period)
+    step([slot], [knobs], counters)
     key = {"granularity": "element", "stream_id": 0, "layer": None, "drop_prob": 0.3}
-    moved = _kept_bits(entry, before)
+    moved = _kept_bits(slot, before)
     assert torch.equal(moved, keep_mask((1200,), seed=knobs.seed, draw=draw, device=DEVICE, **key))
     assert not torch.equal(
         moved, keep_mask((1200,), seed=knobs.seed, draw=draw + 1, device=DEVICE, **key)
@@ -155,8 +155,8 @@ def test_the_draw_follows_the_period(period, counters, draw):
 def test_a_shard_steps_as_part_of_the_whole(begin, dtypes):
     """Any first element, aligned or not, beyond 2**31 and 2**32 too: 64-bit offsets."""
     shard = Shard((2**36,), (begin,))
-    entries = [random_entry((1300,), DTYPES[dtypes], seed=0, shard=shard, device=DEVICE)]
-    assert_step_is_the_reference(entries, [make_knobs(site="freeze")])
+    slots = [random_slot((1300,), DTYPES[dtypes], seed=0, shard=shard, device=DEVICE)]
+    assert_step_is_the_reference(slots, [make_knobs(site="freeze")])
 
 
 @pytest.mark.parametrize("site", ["grad", "freeze"])
@@ -172,8 +172,8 @@ def test_a_cut_changes_no_bit(dtypes, site):
     unaligned = replace(whole, **moved, step=whole.step.clone())
     spread = {name: _every_second(getattr(whole, name)) for name in names}
     strided = replace(whole, **spread, step=whole.step.clone())
-    for entry in (whole, shard, unaligned, strided):
-        step([entry], [make_knobs(drop_prob=0.3, **SITES[site])])
+    for slot in (whole, shard, unaligned, strided):
+        step([slot], [make_knobs(drop_prob=0.3, **SITES[site])])
     for name in ("param", "exp_avg", "exp_avg_sq"):
         values = getattr(whole, name)
         assert torch.equal(getattr(shard, name), values[begin:])
@@ -185,9 +185,9 @@ def test_a_block_of_a_matrix_steps_as_part_of_the_whole():
     """A shard that is no contiguous range of the parameter: dimension 1, and rows of it."""
     for offset, shape in (((0, 24), (40, 8)), ((10, 3), (5, 11))):
         for granularity in ("element", "row"):
-            entry = random_entry(shape, seed=0, shard=Shard((40, 32), offset), device=DEVICE)
+            slot = random_slot(shape, seed=0, shard=Shard((40, 32), offset), device=DEVICE)
             knobs = make_knobs(granularity=granularity, site="freeze")
-            assert_step_is_the_reference([entry], [knobs])
+            assert_step_is_the_reference([slot], [knobs])
 
 
 def _transposed(tensor):
@@ -207,15 +207,15 @@ def _unaligned(tensor):
     return flat.view(tensor.shape).copy_(tensor)
 
 
-def _relaid(entry, layout, grad_layout, moment_layout):
+def _relaid(slot, layout, grad_layout, moment_layout):
     changes = {
-        "param": layout(entry.param),
-        "grad": grad_layout(entry.grad),
-        "exp_avg": moment_layout(entry.exp_avg),
-        "exp_avg_sq": moment_layout(entry.exp_avg_sq),
+        "param": layout(slot.param),
+        "grad": grad_layout(slot.grad),
+        "exp_avg": moment_layout(slot.exp_avg),
+        "exp_avg_sq": moment_layout(slot.exp_avg_sq),
     }
-    fields = {name: getattr(entry, name) for name in entry.__slots__} | changes
-    return type(entry)(**fields)
+    fields = {name: getattr(slot, name) for name in slot.__slots__} | changes
+    return type(slot)(**fields)
 
 
 def _plain(tensor):
@@ -239,8 +239,8 @@ LAYOUTS = {
 def test_any_layout_steps_alike(layout, granularity):
     """Strides and alignment decide where an entry lies, never which bits it has."""
     shape, relays = LAYOUTS[layout]
-    entry = _relaid(random_entry(shape, seed=0, device=DEVICE), *relays)
-    assert_step_is_the_reference([entry], [make_knobs(granularity=granularity, site="freeze")])
+    slot = _relaid(random_slot(shape, seed=0, device=DEVICE), *relays)
+    assert_step_is_the_reference([slot], [make_knobs(granularity=granularity, site="freeze")])
 
 
 def test_groups_keep_their_own_numbers():
@@ -251,53 +251,53 @@ def test_groups_keep_their_own_numbers():
         make_knobs(drop_prob=0.5, site="freeze", granularity="row", beta1=0.5),
         make_knobs(drop_prob=0.5, site="update", granularity="tensor", period=0),
     ]
-    entries = [
-        random_entry(shape, dtypes, seed=i, stream_id=i, group=i % 4, device=DEVICE)
+    slots = [
+        random_slot(shape, dtypes, seed=i, stream_id=i, group=i % 4, device=DEVICE)
         for i, (dtypes, shape) in enumerate(
             itertools.product(DTYPES.values(), [(700,), (8, 12), (3,)])
         )
     ]
-    assert_step_is_the_reference(entries, knobs, counters=(3, 2))
+    assert_step_is_the_reference(slots, knobs, counters=(3, 2))
 
 
 def test_many_tensors_are_of_one_draw():
     """Programs that share out the tensors count each step once, and all before they do."""
     n_tensors = launch.PREPARE_BLOCK + 5
-    entries = _entries_of([(3,)] * n_tensors)
+    slots = _entries_of([(3,)] * n_tensors)
     knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    begun_at = [entry.step.item() for entry in entries]
-    executor = _executor_of(entries, [knobs])
+    begun_at = [slot.step.item() for slot in slots]
+    executor = _executor_of(slots, [knobs])
     for draw in range(2):
-        before = [entry.param.clone() for entry in entries]
+        before = [slot.param.clone() for slot in slots]
         executor.prepare([knobs], counters, None, None)
         executor.step(None)
-        moved = [not torch.equal(e.param, old) for e, old in zip(entries, before, strict=True)]
+        moved = [not torch.equal(e.param, old) for e, old in zip(slots, before, strict=True)]
         assert moved == knobs.keep_wholes(range(n_tensors), [None] * n_tensors, draw)
         assert counters.tolist() == [draw + 1, 0]
-        assert [entry.step.item() for entry in entries] == [n + draw + 1 for n in begun_at]
+        assert [slot.step.item() for slot in slots] == [n + draw + 1 for n in begun_at]
 
 
 def test_one_launch_moves_all_tensors_of_a_signature():
     """Launches per step: one that counts, then one per (dtypes, layout), not one per tensor."""
-    entries = _entries_of([(n,) for n in range(1, 30)])
+    slots = _entries_of([(n,) for n in range(1, 30)])
     knobs = [make_knobs()]
-    assert _executor_of(entries, knobs).n_launches == 2
-    mixed = entries + _entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
+    assert _executor_of(slots, knobs).n_launches == 2
+    mixed = slots + _entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
     assert _executor_of(mixed, knobs).n_launches == 3
 
 
 @pytest.mark.parametrize("found_inf", [1.0, 0.0])
 def test_found_inf_skips_the_step_on_the_device(found_inf):
     """Unless found_inf is 0 nothing changes, counters included."""
-    entries = _entries_of([(300,)])
-    befores = [(e.param.clone(), e.exp_avg.clone(), e.step.clone()) for e in entries]
+    slots = _entries_of([(300,)])
+    befores = [(e.param.clone(), e.exp_avg.clone(), e.step.clone()) for e in slots]
     flag = torch.tensor([found_inf], device=DEVICE)
-    counters = step(entries, [make_knobs()], (4, 0), found_inf=flag)
+    counters = step(slots, [make_knobs()], (4, 0), found_inf=flag)
     unchanged = [
         torch.equal(after, before)
-        for entry, values in zip(entries, befores, strict=True)
-        for after, before in zip((entry.param, entry.exp_avg, entry.step), values, strict=True)
+        for slot, values in zip(slots, befores, strict=True)
+        for after, before in zip((slot.param, slot.exp_avg, slot.step), values, strict=True)
     ]
     assert counters == [4 if found_inf else 5, 0]
     assert all(unchanged) if found_inf else not any(unchanged)
@@ -317,13 +317,13 @@ def test_gradients_are_unscaled_in_passing():
 def test_a_device_threshold_rounds_half_to_even():
     """drop_prob as a tensor is rounded on the device as on the host: ties to even."""
     for numerator in (1.5, 2.5, 3.5, 65535.5):
-        (entry,) = _entries_of([(1030,)])
-        before = entry.param.clone()
+        (slot,) = _entries_of([(1030,)])
+        before = slot.param.clone()
         probability = numerator / 65536
         knobs = decaying(
-            [entry], drop_prob=torch.tensor(probability, dtype=torch.float64, device=DEVICE)
+            [slot], drop_prob=torch.tensor(probability, dtype=torch.float64, device=DEVICE)
         )
-        step([entry], [knobs])
+        step([slot], [knobs])
         expected = keep_mask(
             (1030,),
             granularity="element",
@@ -334,20 +334,20 @@ def test_a_device_threshold_rounds_half_to_even():
             drop_prob=probability,
             device=DEVICE,
         )
-        assert torch.equal(_kept_bits(entry, before), expected)
+        assert torch.equal(_kept_bits(slot, before), expected)
 
 
 def test_moved_gradients_are_followed():
     """A gradient at a new address is read there, also when its alignment changes."""
-    (entry,) = _entries_of([(1300,)])
+    (slot,) = _entries_of([(1300,)])
     knobs = [make_knobs(drop_prob=0.0)]
-    executor = _executor_of([entry], knobs)
+    executor = _executor_of([slot], knobs)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     for move in (_plain, _unaligned, torch.clone):
         grad = move(torch.randn(1300, device=DEVICE))
         executor.set_grads([grad])
-        fields = {name: getattr(entry, name) for name in entry.__slots__} | {"grad": grad}
-        moved = type(entry)(**fields)
+        fields = {name: getattr(slot, name) for name in slot.__slots__} | {"grad": grad}
+        moved = type(slot)(**fields)
         before, exact = testing.values_of(moved), testing.exact_step(moved, knobs[0])
         executor.prepare(knobs, counters, None, None)
         executor.step(None)
@@ -357,13 +357,13 @@ def test_moved_gradients_are_followed():
 def test_the_judge_can_fail():
     """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
     for change in ({"draw": 1}, {"lr": 1e-2 * 1.001}):
-        (entry,) = _entries_of([(1300,)])
+        (slot,) = _entries_of([(1300,)])
         knobs = make_knobs()
-        before = testing.values_of(entry)
+        before = testing.values_of(slot)
         other = make_knobs(lr=change.get("lr", knobs.lr))
-        exact = testing.exact_step(entry, other, steps_finished=change.get("draw", 0))
-        step([entry], [knobs])
-        assert testing.excess_error(before, entry, exact, knobs, TOLERANCE) > 10
+        exact = testing.exact_step(slot, other, steps_finished=change.get("draw", 0))
+        step([slot], [knobs])
+        assert testing.excess_error(before, slot, exact, knobs, TOLERANCE) > 10
 
 
 def test_the_launcher_names_its_modes_by_the_tables():

@@ -1,5 +1,8 @@
 """Laws of ``FusedGradDropAdamW`` as a drop-in for ``torch.optim.AdamW``."""
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 from helpers.small_runs import (
@@ -18,6 +21,7 @@ from helpers.small_runs import (
 )
 
 from graddrop import FusedGradDropAdamW, graddrop_adamw_
+from graddrop.step.knobs import Knobs
 
 CPU = torch.device("cpu")
 
@@ -296,3 +300,15 @@ def test_groups_join_at_the_present_draw(backend, device):
         alone.step()
     assert_same(snapshot(joined), snapshot(alone))
     assert joined.draws == [4, 4]
+
+
+@pytest.mark.parametrize("entrance", [FusedGradDropAdamW, graddrop_adamw_])
+def test_defaults_are_those_of_the_knobs(entrance):
+    """A knob is declared once: signatures name all of them, with the same defaults."""
+    given = {name: p.default for name, p in inspect.signature(entrance).parameters.items()}
+    declared = {field.name: field.default for field in dataclasses.fields(Knobs)}
+    declared["betas"] = (declared.pop("beta1"), declared.pop("beta2"))
+    declared["period"] = "step"
+    if entrance is graddrop_adamw_:
+        del declared["period"], declared["lr"]  # the caller names the draw and the rate
+    assert {name: given[name] for name in declared} == declared

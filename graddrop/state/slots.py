@@ -7,20 +7,20 @@ from torch import Tensor
 
 from ..step.checks import check_grad, check_moments, check_param
 from ..step.sharding import local_tensor, shard_of
-from ..step.tables import Entry
+from ..step.slot import Slot
 from .checkpoint import STATE_KEYS
 from .groups import Group, place_in
 
 State = dict[str, Any]
 
 
-def entries_of(
+def slots_of(
     groups: Sequence[Group],
     grads: Sequence[Tensor | None],
     state: Mapping[Tensor, State],
     initial_state: Callable[[Tensor, Group], State],
-) -> tuple[list[Entry | None], dict[Tensor, State]]:
-    """The entries of a step, and the state that they hold. Nothing is changed.
+) -> tuple[list[Slot | None], dict[Tensor, State]]:
+    """The slots of a step, and the state that they hold. Nothing is changed.
 
     Args:
         groups: the optimizer's param groups.
@@ -29,7 +29,7 @@ def entries_of(
         initial_state: makes the state of a parameter that has none yet.
 
     Returns:
-        One entry per parameter, None where it has neither gradient nor state; the state of the
+        One slot per parameter, None where it has neither gradient nor state; the state of the
         others.
 
     Raises:
@@ -37,30 +37,30 @@ def entries_of(
         TypeError: a parameter whose dtype has become one that cannot be stepped.
         ValueError: a parameter whose data have become such as cannot be stepped.
     """
-    entries: list[Entry | None] = []
+    slots: list[Slot | None] = []
     states = {}
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
-            grad = grads[len(entries)]
+            grad = grads[len(slots)]
             own = state.get(param, {})
             if grad is None and own.keys().isdisjoint(STATE_KEYS):
-                entries.append(None)
+                slots.append(None)
                 continue
             try:
                 if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
                     check_param(local_tensor(param))
                     own = {**own, **initial_state(param, group)}
-                entries.append(_entry_of(param, grad, own, group, index, group_index))
+                slots.append(_slot_of(param, grad, own, group, index, group_index))
             except (RuntimeError, TypeError, ValueError) as error:
                 error.add_note(place_in(group, index, group_index))
                 raise
             states[param] = own
-    return entries, states
+    return slots, states
 
 
-def _entry_of(
+def _slot_of(
     param: Tensor, grad: Tensor | None, own: State, group: Group, index: int, group_index: int
-) -> Entry:
+) -> Slot:
     local = local_tensor(param)
     check_param(local)
     # Who stands still in this step is likely to move again: most gradients are laid out as their
@@ -69,7 +69,7 @@ def _entry_of(
     check_grad(local, grad)
     if missing := set(STATE_KEYS) - own.keys():
         raise RuntimeError(f"expected state {STATE_KEYS}; missing: {sorted(missing)}")
-    entry = Entry(
+    slot = Slot(
         param=local,
         grad=grad,
         exp_avg=local_tensor(own["exp_avg"]),
@@ -80,5 +80,5 @@ def _entry_of(
         shard=shard_of(param),
         group=group_index,
     )
-    check_moments(local, entry.exp_avg, entry.exp_avg_sq, entry.step)
-    return entry
+    check_moments(local, slot.exp_avg, slot.exp_avg_sq, slot.step)
+    return slot

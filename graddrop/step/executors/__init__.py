@@ -1,0 +1,1 @@
+"""What makes the step on one device: one file a backend."""

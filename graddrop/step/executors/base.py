@@ -1,0 +1,39 @@
+"""What every executor can do."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ..knobs import Knobs
+
+
+class Executor(Protocol):
+    """One step of a fixed set of slots on one device, in its three parts."""
+
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """Take over the next step's gradients, one per slot, of dtypes and strides as before.
+
+        A slot whose gradient is None stands still in this step.
+
+        Raises:
+            RuntimeError: a gradient whose memory has been freed.
+        """
+
+    def begin(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Begin a step, which ``found_inf`` may skip; it advances ``counters``."""
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """Sum of squares of each slot's gradient without the loss scale: float [n_slots].
+
+        ``masked``: as it enters the moments, so without what the masks drop of it.
+        """
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """Make the step that was begun, all gradients multiplied by ``clip_factor``."""

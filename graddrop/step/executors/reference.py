@@ -1,0 +1,107 @@
+"""The executor in plain torch, which judges the others."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...kernels import abi
+from ...mask import rescale_factor
+from ...reference import adamw_step_, masked_squares
+from ..checks import check_grads
+from ..knobs import Knobs
+from ..slot import Slot
+
+
+class ReferenceExecutor:
+    """Slot by slot in plain torch; the definition, on any device and dtype."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._grads: Sequence[Tensor | None] = []
+        gone = torch.empty(0, device="cpu")
+        self._entries = [replace(slot, grad=gone) for slot in slots]
+        self._knobs: Sequence[Knobs] = []
+        self._counters: Tensor | None = None
+        self._loss_scale = 1.0
+        self._skipped = False
+
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """See :class:`Executor`."""
+        check_grads(grads)
+        self._grads = grads
+
+    def begin(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """See :class:`Executor`."""
+        self._knobs, self._counters = knobs, counters
+        self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
+        self._skipped = found_inf is not None and found_inf.item() != 0
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """See :class:`Executor`."""
+        squares = []
+        for slot, grad in zip(self._entries, self._grads, strict=True):
+            if grad is None:
+                squares.append(slot.param.new_zeros((), dtype=torch.float64))
+                continue
+            group = self._knobs[slot.group]
+            keep = self._keep(slot) if masked else None
+            total = masked_squares(grad, keep, site=group.site, mask_scale=_mask_scale(group))
+            squares.append(total / self._loss_scale**2)
+        return torch.stack(squares)
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """See :class:`Executor`."""
+        grads, self._grads = self._grads, []
+        if self._skipped:
+            return
+        assert self._counters is not None
+        factor = 1.0 if clip_factor is None else clip_factor.item()
+        for slot, grad in zip(self._entries, grads, strict=True):
+            if grad is None:
+                continue
+            group = self._knobs[slot.group]
+            keep = self._keep(slot)
+            slot.step.add_(1)
+            adamw_step_(
+                slot.param,
+                grad,
+                slot.exp_avg,
+                slot.exp_avg_sq,
+                keep,
+                step=int(slot.step.item()),
+                lr=float(group.lr),
+                beta1=group.beta1,
+                beta2=group.beta2,
+                eps=group.eps,
+                weight_decay=group.weight_decay,
+                site=group.site,
+                mask_decay=group.mask_decay,
+                mask_scale=_mask_scale(group),
+                grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
+                rounding_bits=slot.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
+            )
+        self._counters[abi.STEPS_FINISHED].add_(1)
+
+    def _keep(self, slot: Slot) -> Tensor | None:
+        assert self._counters is not None
+        steps_finished, masks_begun = self._counters.tolist()
+        group = self._knobs[slot.group]
+        return group.keep_mask(
+            tuple(slot.param.shape),
+            stream_id=slot.stream_id,
+            layer=slot.layer,
+            shard=slot.shard,
+            draw=group.draw(steps_finished, masks_begun),
+            device=slot.param.device,
+        )
+
+
+def _mask_scale(knobs: Knobs) -> float:
+    return rescale_factor(float(knobs.drop_prob)) if knobs.rescale else 1.0

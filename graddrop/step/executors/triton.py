@@ -1,0 +1,83 @@
+"""The executor of the Triton kernels."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import abi
+from ..knobs import Knobs
+from ..slot import Slot
+from ..tables import tensor_tables
+from .grad_column import GradColumn
+
+
+@cache
+def triton_launcher() -> Any | None:
+    """The Triton launcher, None where Triton is not installed."""
+    if find_spec("triton") is None:
+        return None
+    from ...kernels.gpu import launch
+
+    return launch
+
+
+class TritonExecutor:
+    """All slots of a dtype signature in one launch; nothing waits for the device."""
+
+    def __init__(self, slots: Sequence[Slot], knobs: Sequence[Knobs], device: torch.device) -> None:
+        launcher = triton_launcher()
+        assert launcher is not None
+        tensor_table, layout_table = tensor_tables(slots, knobs)
+        self._grad_column = GradColumn(slots, tensor_table[:, abi.GRAD])
+        self._launcher = launcher.TritonStep(
+            tensor_table,
+            layout_table,
+            [(*slot.dtypes, knobs[slot.group].rounds(slot.param.dtype)) for slot in slots],
+            len(knobs),
+            device,
+        )
+        self._knobs: Sequence[Knobs] = ()
+        # The replays of a graph use them as long as it lives.
+        self._counters: Tensor | None = None
+        self._grad_scale: Tensor | None = None
+        self._found_inf: Tensor | None = None
+
+    @property
+    def n_launches(self) -> int:
+        """Kernel launches per step, without clipping."""
+        return self._launcher.n_launches
+
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """See :class:`Executor`."""
+        if (base_addresses := self._grad_column.moved(grads)) is not None:
+            self._launcher.set_grads(base_addresses)
+
+    def begin(
+        self,
+        knobs: Sequence[Knobs],
+        counters: Tensor,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """See :class:`Executor`."""
+        if knobs is not self._knobs:
+            self._launcher.set_groups([group.row() for group in knobs])
+            self._knobs = knobs
+        for index, group in enumerate(knobs):
+            for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
+                if isinstance(value, Tensor):
+                    self._launcher.group_table[index, column].copy_(value.reshape(()))
+        self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
+        self._launcher.prepare(counters, grad_scale, found_inf)
+
+    def grad_squares(self, masked: bool) -> Tensor:
+        """See :class:`Executor`."""
+        return self._launcher.grad_squares(masked, self._grad_scale)
+
+    def step(self, clip_factor: Tensor | None) -> None:
+        """See :class:`Executor`."""
+        self._launcher.step(clip_factor)

@@ -1,0 +1,60 @@
+"""One tensor of a step: its gradient, its moments, its place in the masks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..mask import ROUNDING_STREAM, Shard, random_u16
+from .knobs import Knobs
+
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
+"""Of param, grad and moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter, or the local shard of one, with what a step reads and writes beside it.
+
+    Attributes:
+        param: any dense strides, updated in place.
+        grad: shape and device of ``param``, any strides.
+        exp_avg: first moment, shape of ``param``.
+        exp_avg_sq: second moment, shape, dtype and strides of ``exp_avg``.
+        step: float32, 0-dim: steps finished by this tensor.
+        stream_id: id of the parameter in the mask contract, in [0, 2**30).
+        layer: layer number, None: in no layer.
+        shard: where ``param`` lies in the whole parameter.
+        group: index of its :class:`Knobs`.
+    """
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    stream_id: int
+    layer: int | None
+    shard: Shard
+    group: int
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """(param, grad, moments)."""
+        return self.param.dtype, self.grad.dtype, self.exp_avg.dtype
+
+    def rounding_bits(self, knobs: Knobs, steps_finished: int) -> Tensor | None:
+        """16 random bits per entry to round it with: int64, shape of ``param``; None: to nearest.
+
+        Args:
+            knobs: of its group.
+            steps_finished: optimizer steps before this one; masks may live longer.
+        """
+        if not knobs.rounds(self.param.dtype):
+            return None
+        return random_u16(
+            self.shard.elements(tuple(self.param.shape), self.param.device),
+            stream=ROUNDING_STREAM + self.stream_id,
+            seed=knobs.seed,
+            draw=steps_finished & 0xFFFFFFFF,
+        )
