@@ -35,12 +35,12 @@ from graddrop import testing
 from graddrop.step.backends import make_executor
 torch.set_num_threads(2)
 def step():
-    entry = testing.random_entry((200_000,), seed=0)
+    slot = testing.random_slot((200_000,), seed=0)
     knobs = [testing.make_knobs()]
-    executor = make_executor("cpu", [entry], knobs, torch.device("cpu"))
-    executor.prepare(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor = make_executor("cpu", [slot], knobs, torch.device("cpu"))
+    executor.begin(knobs, torch.zeros(2, dtype=torch.int64), None, None)
     executor.step(None)
-    return entry.param
+    return slot.param
 expected = step()
 child = os.fork()
 if child == 0:
@@ -72,7 +72,7 @@ def test_the_step_brings_no_threads_of_its_own():
     before = len(list(threads.iterdir()))
     slots, knobs = [random_slot((200_000,), seed=0)], [make_knobs()]
     executor = backends.make_executor("cpu", slots, knobs, CPU)
-    executor.prepare(knobs, torch.zeros(2, dtype=torch.int64), None, None)
+    executor.begin(knobs, torch.zeros(2, dtype=torch.int64), None, None)
     executor.step(None)
     assert len(list(threads.iterdir())) == before
 

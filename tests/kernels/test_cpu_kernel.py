@@ -74,7 +74,7 @@ def step(slots, knobs, counters=(0, 0)):
     """One step of the entries; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64)
     executor = backends.make_executor("cpu", slots, knobs, torch.device("cpu"))
-    executor.prepare(knobs, counters, None, None)
+    executor.begin(knobs, counters, None, None)
     executor.step(None)
     return counters.tolist()
 

@@ -43,7 +43,7 @@ def step(slots, knobs, counters=(0, 0), **scaling):
     counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
     scaling = {"grad_scale": None, "found_inf": None} | scaling
     executor = _executor_of(slots, knobs)
-    executor.prepare(knobs, counters, **scaling)
+    executor.begin(knobs, counters, **scaling)
     executor.step(None)
     return counters.tolist()
 
@@ -270,7 +270,7 @@ def test_many_tensors_are_of_one_draw():
     executor = _executor_of(slots, [knobs])
     for draw in range(2):
         before = [slot.param.clone() for slot in slots]
-        executor.prepare([knobs], counters, None, None)
+        executor.begin([knobs], counters, None, None)
         executor.step(None)
         moved = [not torch.equal(e.param, old) for e, old in zip(slots, before, strict=True)]
         assert moved == knobs.keep_wholes(range(n_tensors), [None] * n_tensors, draw)
@@ -349,7 +349,7 @@ def test_moved_gradients_are_followed():
         fields = {name: getattr(slot, name) for name in slot.__slots__} | {"grad": grad}
         moved = type(slot)(**fields)
         before, exact = testing.values_of(moved), testing.exact_step(moved, knobs[0])
-        executor.prepare(knobs, counters, None, None)
+        executor.begin(knobs, counters, None, None)
         executor.step(None)
         assert testing.excess_error(before, moved, exact, knobs[0], TOLERANCE) <= 1
 
