@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from graddrop.xglue.config import FinetuneConfig
+from graddrop.xglue.training import trainer as trainer_module
+from graddrop.xglue.training.run import finetune
 
 WORDS = {"DET": ("the", "a"), "NOUN": ("cat", "dog", "moon"), "VERB": ("sees", "eats")}
 
@@ -46,6 +49,23 @@ def config(data: Path, output: Path, **changes: Any) -> FinetuneConfig:
         "max_length": 32,
     }
     return FinetuneConfig(**{**values, **changes})
+
+
+class ReadyError(Exception):
+    """Raised where training would begin, with the trainer."""
+
+
+def trainer_of(run: FinetuneConfig) -> Any:
+    """Return the trainer of a run as it is when training would begin."""
+
+    def stop(self: Any, **_: Any) -> None:
+        raise ReadyError(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module.ZeroShotTrainer, "train", stop)
+        with pytest.raises(ReadyError) as ready:
+            finetune(run)
+    return ready.value.args[0]
 
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:

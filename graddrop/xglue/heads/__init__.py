@@ -26,6 +26,8 @@ class Head:
         encoder: From task, tokenizer and longest input to a function that turns a batch of
             examples, given as columns, and their indices into model inputs.
         collator: Class of transformers that pads a batch, made from the tokenizer.
+        class_logits: From the model's output to the logits of each label's classes: the shape of
+            the labels, and one dimension more.
         reduce: From logits to what is kept of them while evaluating, on the device.
         decode: From task, examples, features and what was kept to one prediction per example.
     """
@@ -33,8 +35,19 @@ class Head:
     auto_model: str
     encoder: Callable[[Task, "PreTrainedTokenizerBase", int], Encode]
     collator: str
+    class_logits: Callable[[Any], "torch.Tensor"]
     reduce: Callable[[Any, Any], "torch.Tensor"]
     decode: Callable[..., list[Any]]
+
+
+def _logits(outputs: Any) -> "torch.Tensor":
+    return outputs.logits
+
+
+def _logits_of_positions(outputs: Any) -> "torch.Tensor":
+    import torch
+
+    return torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
 
 
 def _classes(logits: "torch.Tensor", labels: Any) -> "torch.Tensor":
@@ -57,6 +70,7 @@ HEADS: dict[str, Head] = {
         auto_model="AutoModelForTokenClassification",
         encoder=token_head.encoder,
         collator="DataCollatorForTokenClassification",
+        class_logits=_logits,
         reduce=_classes,
         decode=token_head.decode,
     ),
@@ -64,6 +78,7 @@ HEADS: dict[str, Head] = {
         auto_model="AutoModelForSequenceClassification",
         encoder=sequence_head.encoder,
         collator="DataCollatorWithPadding",
+        class_logits=_logits,
         reduce=_all,
         decode=sequence_head.decode,
     ),
@@ -71,6 +86,7 @@ HEADS: dict[str, Head] = {
         auto_model="AutoModelForQuestionAnswering",
         encoder=span_head.encoder,
         collator="DataCollatorWithPadding",
+        class_logits=_logits_of_positions,
         reduce=_starts_and_ends,
         decode=span_head.decode,
     ),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = 2
+_VERSION = 3
 """To be counted up when an encoder changes what it makes of the same examples."""
 
 

@@ -45,8 +45,8 @@ def encoder(
         max_length: Sub-words per window, question and special tokens included.
 
     Returns:
-        A function from examples and their indices to model inputs, each with `start_positions` and
-        `end_positions`, `example` (index of the question), `context` (where the context's
+        A function from examples and their indices to model inputs, each with `labels` (where the
+        answer begins and ends), `example` (index of the question), `context` (where the context's
         sub-words begin and end in it, and which of them may begin an answer: those that count in
         this window) and `offsets` (characters of each of these sub-words).
 
@@ -78,8 +78,7 @@ def encoder(
                 rows.append(
                     {
                         **row,
-                        "start_positions": first + shift if inside else 0,
-                        "end_positions": last + shift if inside else 0,
+                        "labels": [first + shift, last + shift] if inside else [0, 0],
                         "example": index,
                         "context": [place + shift for place in window],
                         "offsets": offsets[window.start : window.end],

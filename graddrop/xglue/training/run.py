@@ -230,6 +230,7 @@ def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "T
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
         logging_steps=config.log_steps,
+        label_names=["labels"],
         # Loss that is not a number must be seen, not smoothed away.
         logging_nan_inf_filter=False,
         eval_strategy=interval if evaluates else "no",

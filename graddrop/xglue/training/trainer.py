@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from graddrop.xglue.heads import HEADS
+from graddrop.xglue.heads.token import IGNORED
 from graddrop.xglue.scores.metrics import METRICS
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 from graddrop.xglue.training.callbacks import NewOrderEachEpoch
@@ -19,7 +22,9 @@ from graddrop.xglue.training.run_folder import RunFolder, seal, writing
 class ZeroShotTrainer(Trainer):
     """A Trainer whose evaluation scores a task in several languages.
 
-    The training set is read in the order of `graddrop.xglue.training.order`.
+    The loss of an optimizer step is the mean over all labels of its batch, in however many
+    micro-batches and on however many devices it is computed. The training set is read in the order
+    of `graddrop.xglue.training.order`.
 
     Args:
         task: Row of the task table.
@@ -36,11 +41,10 @@ class ZeroShotTrainer(Trainer):
         seconds_before: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # The heads average their loss over the batch at hand and ignore the number of items that
-        # the Trainer would pass them; unless told so, it leaves the sum over micro-batches, and
-        # over devices, undivided.
-        kwargs["model"].accepts_loss_kwargs = False
+        self.task = task
         super().__init__(
+            # The heads' own loss is a mean over the micro-batch at hand, whose labels may be few.
+            compute_loss_func=self._loss,
             preprocess_logits_for_metrics=HEADS[task.head].reduce,
             # The Trainer wants to be given something to evaluate; `evaluate` is overridden.
             eval_dataset={name: entry.features for name, entry in evaluations.items()},
@@ -55,13 +59,23 @@ class ZeroShotTrainer(Trainer):
             self.args.data_seed,
         )
         self.add_callback(NewOrderEachEpoch(self._sampler))
-        self.task = task
         self.evaluations = evaluations
         self._seconds_before = seconds_before
         self._started = time.perf_counter()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         return self._sampler
+
+    def _loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor
+    ) -> torch.Tensor:
+        """Return this micro-batch's part of the mean over all labels of the optimizer step."""
+        logits = HEADS[self.task.head].class_logits(outputs)
+        total = cross_entropy(
+            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        # A window may hold no word of its own; where all are such there is nothing to learn.
+        return total / num_items_in_batch.clamp(min=1)
 
     @property
     def seconds(self) -> float:

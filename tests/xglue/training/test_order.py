@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -15,15 +14,13 @@ import numpy as np
 import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from helpers.finetune_runs import config, write_data
+from helpers.finetune_runs import config, trainer_of, write_data
 from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState
 
 from graddrop.xglue.training.arguments import OneDeviceArguments
 from graddrop.xglue.training.callbacks import NewOrderEachEpoch
 from graddrop.xglue.training.order import POOL, LengthSampler, order_of_epoch
-from graddrop.xglue.training.run import finetune
-from graddrop.xglue.training.trainer import ZeroShotTrainer
 
 # Sentences as treebanks have them: many short ones, few long ones.
 LENGTHS = np.random.default_rng(0).lognormal(3, 0.8, 3001).astype(int).clip(3, 128).tolist()
@@ -117,33 +114,19 @@ def test_processes_share_an_order_out_also_when_they_resume(n_processes: int, sk
     assert read == list(order_of_epoch(lengths, size, 5, 1))[skip * size :]
 
 
-class ReadyError(Exception):
-    """Raised where training would begin, with the trainer."""
-
-
-def test_a_batch_is_the_same_examples_in_however_many_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_is_the_same_examples_in_however_many_pieces(tmp_path: Path) -> None:
     """What accumulation cuts into micro-batches is the batch that would be read as one."""
     data = write_data(tmp_path / "data")
-
-    def stop(self: ZeroShotTrainer, **_: Any) -> None:
-        raise ReadyError(self)
-
-    monkeypatch.setattr(ZeroShotTrainer, "train", stop)
     batches = []
     for accumulation in (1, 4):
-        run = config(data, tmp_path / str(accumulation), accumulation=accumulation)
-        with pytest.raises(ReadyError) as ready:
-            finetune(run)
-        (trainer,) = ready.value.args
+        trainer = trainer_of(config(data, tmp_path / str(accumulation), accumulation=accumulation))
         micro = [
             [tuple(ids[ids != 1].tolist()) for ids in inputs["input_ids"]]
             for inputs in trainer.get_train_dataloader()
         ]
-        tellers = [c for c in trainer.callback_handler.callbacks if type(c) is NewOrderEachEpoch]
-        assert [teller.sampler for teller in tellers] == [trainer._get_train_sampler()]
         assert len(micro[0]) == 8 // accumulation
         batches.append(cut([example for batch in micro for example in batch], 8))
+        tellers = [c for c in trainer.callback_handler.callbacks if type(c) is NewOrderEachEpoch]
+        assert [teller.sampler for teller in tellers] == [trainer._get_train_sampler()]
     assert batches[0] == batches[1]
     assert len(batches[0]) == 5
