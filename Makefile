@@ -2,6 +2,7 @@
 #
 #   make demo    a complete small fine-tuning run, results in demo-output/
 #   make test    the laws
+#   make slow    those that take minutes
 #   make lint    formatting, style, types
 #   make bench   speed next to the peers, into bench/results/; DEVICE=cuda, QUICK=--quick
 #   make ext     compile the CPU kernel in place, for a checkout that is not installed
@@ -22,7 +23,7 @@ MAKEFLAGS += --no-print-directory
 # Installing costs 65 s of processor time instead of 150 s, and the first import 18 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench ext clean
+.PHONY: demo test slow lint bench ext clean
 
 demo: $(VENV)/xglue.stamp
 	@$(VENV)/bin/graddrop demo --output demo-output
@@ -30,6 +31,10 @@ demo: $(VENV)/xglue.stamp
 # A file's tests stay on one worker, which makes what they share once; each worker has one thread.
 test: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --numprocesses 2 --dist loadfile
+
+# What takes minutes, and needs both cores.
+slow: $(VENV)/dev.stamp
+	@$(RUN) -m pytest --quiet -m slow
 
 lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff format --check --quiet .

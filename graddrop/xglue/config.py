@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import graddrop
+from graddrop.optimizer import FusedGradDropAdamW
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.tasks import get_task
 
@@ -150,7 +150,7 @@ class FinetuneConfig:
             )
         # The optimizer knows its own knobs; for some it wants to see a parameter in a layer.
         probe = ("layer.0", torch.nn.Parameter(torch.empty(1)))
-        graddrop.FusedGradDropAdamW([probe], weight_decay=self.weight_decay, **self.knobs())
+        FusedGradDropAdamW([probe], weight_decay=self.weight_decay, **self.knobs())
 
     def resolved(self) -> "FinetuneConfig":
         """Return the same run with what recipe, method and launcher say filled in."""
