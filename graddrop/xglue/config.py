@@ -17,6 +17,7 @@ from graddrop.xglue.tasks import get_task
 TINY = "tiny"
 """Name of the model that is made on the spot instead of loaded."""
 
+EVALUATIONS = ("dev", "en-dev", "test")
 SELECTIONS = ("en-dev", "average-dev", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -36,6 +37,8 @@ class FinetuneConfig:
         drop_prob: Probability that an entry's gradient is dropped, in [0, 1].
         seed: Seed in [0, 2**32) of the weights, the data order, the dropout, and the masks.
         languages: Languages to evaluate; none means all that are found.
+        evaluate: What the final weights are scored on: `dev` or `test` of all these languages,
+            `en-dev` of English alone. Other files are not read, but for the dev sets of training.
         epochs: Passes over the training set.
         max_steps: Optimizer steps, in place of `epochs`.
         batch_size: Examples per optimizer step on each device.
@@ -85,6 +88,7 @@ class FinetuneConfig:
     drop_prob: float | None = None
     seed: int = 0
     languages: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ("dev", "test")
     epochs: float | None = None
     max_steps: int | None = None
     batch_size: int | None = None
@@ -122,6 +126,13 @@ class FinetuneConfig:
         _one_of("method", self.method, tuple(METHODS))
         _one_of("select", self.select, SELECTIONS)
         _one_of("precision", self.precision, PRECISIONS)
+        for name in self.evaluate:
+            _one_of("evaluate", name, EVALUATIONS)
+        if not self.evaluate or {"dev", "en-dev"} <= set(self.evaluate):
+            raise ValueError(
+                "evaluate must name dev or en-dev, or test, or one of these and test; "
+                f"got {' '.join(self.evaluate) or 'nothing'}"
+            )
         for kind in self.exempt:
             _one_of("exempt", kind, tuple(EXEMPTIONS))
         for name in _POSITIVE:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graddrop.mask import GRANULARITIES
 from graddrop.reference import SITES
-from graddrop.xglue.config import PRECISIONS, SELECTIONS, FinetuneConfig
+from graddrop.xglue.config import EVALUATIONS, PRECISIONS, SELECTIONS, FinetuneConfig
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.scores.text_table import score_table
 from graddrop.xglue.settings import SETTINGS, make_config, read_settings
@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     evaluation = parser.add_argument_group("evaluation, checkpoints")
     evaluation.add_argument("--languages", nargs="*", help="default: all that are found")
+    evaluation.add_argument(
+        "--evaluate", nargs="+", choices=EVALUATIONS, help="what is scored (default: dev test)"
+    )
     evaluation.add_argument("--eval-batch-size", type=int)
     evaluation.add_argument(
         "--select", choices=SELECTIONS, help="whose weights are kept (default: en-dev)"

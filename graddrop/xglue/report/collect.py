@@ -17,7 +17,7 @@ KNOBS = ("granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
 # What neither makes a run another one nor changes its scores.
 _IRRELEVANT = frozenset(
     ("eval_batch_size", "log_steps", "save_steps", "report_to", "keep_checkpoints")
-    + ("write_predictions", "eval_all")
+    + ("write_predictions", "eval_all", "evaluate")
 )
 _IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", *KNOBS))
 _NEEDED = ("task", "config", "data", "metric", "scores", "history", "seconds", "versions")

@@ -40,14 +40,20 @@ class RunData:
         self.source = source
         self.found: dict[str, list[str]] = {}
         self.missing: dict[str, list[str]] = {}
+        """Languages scored at the end, and those of them without a file, by split."""
         for split in EVAL_SPLITS:
-            self.found[split], self.missing[split] = evaluation_languages(
-                self.task, source, split, config.languages
+            there, absent = evaluation_languages(self.task, source, split, config.languages)
+            whole, english = split in config.evaluate, f"en-{split}" in config.evaluate
+            self.found[split], self.missing[split] = (
+                [code for code in codes if whole or (english and code == TRAIN_LANGUAGE)]
+                for codes in (there, absent)
             )
         # Averaging needs every language; strict zero-shot looks at English alone.
         every = config.eval_all or config.select == "average-dev"
         self.watched = [
-            language for language in self.found["dev"] if every or language == TRAIN_LANGUAGE
+            language
+            for language in evaluation_languages(self.task, source, "dev", config.languages)[0]
+            if every or language == TRAIN_LANGUAGE
         ]
         """Languages evaluated on dev during training."""
         if config.select != "last" and not self.watched:

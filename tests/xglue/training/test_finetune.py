@@ -13,6 +13,7 @@ pytest.importorskip("datasets", reason="needs the extra xglue")
 
 from helpers.finetune_runs import config, write_data
 
+from graddrop.cli import main
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.tasks import get_task
 from graddrop.xglue.training import trainer as trainer_module
@@ -61,6 +62,39 @@ def test_a_run_learns(finished: Path) -> None:
     losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     assert result["scores"]["test"]["en"]["token_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "scored", "unread"),
+    [
+        (("dev",), {"dev": ["de", "en"], "test": []}, ["en.test"]),
+        (("en-dev", "test"), {"dev": ["en"], "test": ["en"]}, ["de.dev"]),
+        (("test",), {"dev": [], "test": ["en"]}, ["de.dev"]),
+    ],
+)
+def test_only_what_is_to_be_scored_is_read(
+    tmp_path: Path, evaluate: tuple[str, ...], scored: dict[str, list[str]], unread: list[str]
+) -> None:
+    """A tuning run knows nothing of test, a final one nothing of the other languages' dev."""
+    data = write_data(tmp_path / "data")
+    for name in unread:
+        (data / "POS" / name).write_text("not a word of it")
+    settings = {"data": str(data), "max_steps": 1, "batch_size": 4, "max_length": 32}
+    file = tmp_path / "run.toml"
+    file.write_text(f"evaluate = {json.dumps(evaluate)}\n")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = ["finetune", "--config", str(file), "--task", "pos", "--model", "tiny", *flags]
+    assert main([*command, "--output", str(tmp_path / "run")]) == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert {split: sorted(rows) for split, rows in result["scores"].items()} == scored
+    assert result["config"]["evaluate"] == list(evaluate)
+    wanted = {"dev" if "dev" in evaluate else "", "test" if "test" in evaluate else ""} - {""}
+    assert {split for split, absent in result["missing"].items() if absent} == wanted
+    assert {split for split, means in result["mean"].items() if means} == {
+        split for split, rows in scored.items() if rows
+    }
+    # Negative control: by default all is read.
+    assert main([*command, "--evaluate", "dev", "test", "--output", str(tmp_path / "all")]) == 2
 
 
 def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:
@@ -145,6 +179,9 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"patience": 2, "select": "last"}, "patience needs a score to watch"),
         ({"write_predictions": True, "limit_eval": 5}, "write_predictions needs whole files"),
         ({"accumulation": 3}, "accumulation must divide batch_size, got 3 for 8"),
+        ({"evaluate": ("de-dev",)}, "unknown evaluate 'de-dev'; expected one of dev, en-dev"),
+        ({"evaluate": ("dev", "en-dev")}, "evaluate must name dev or en-dev.*got dev en-dev"),
+        ({"evaluate": ()}, "evaluate must name dev or en-dev, or test.*got nothing"),
         ({"select": "test"}, "unknown select 'test'; expected one of en-dev"),
         ({"exempt": ("heads",)}, "unknown exempt 'heads'; expected one of head"),
         ({"languages": ("de", "xx")}, "task pos has no language 'xx'"),
