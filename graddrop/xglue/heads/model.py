@@ -1,6 +1,8 @@
 """Encoder and tokenizer of a run: by name, from a folder, or a tiny one made on the spot."""
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graddrop.xglue.config import TINY
@@ -117,13 +119,12 @@ def load_tokenizer(name: str, texts: Iterable[str]) -> "PreTrainedTokenizerBase"
         return train_tokenizer(texts)
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded for model {name!r}: expected a name on the Hub or a "
-            f"folder with a tokenizer next to the model ({error})"
-        ) from error
+    expected = (
+        f"no tokenizer could be loaded for model {name!r}: expected a name on the Hub or a folder "
+        "with a tokenizer next to the model"
+    )
+    with _refusing_whatever_fails(expected):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name!r} gives no character offsets; use a fast one")
     return tokenizer
@@ -134,6 +135,8 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load an encoder with the task's head on it, in fp32.
 
+    Code that comes with a model is never run.
+
     Args:
         name: Name on the Hub, folder, or `tiny`.
         task: Row of the task table.
@@ -141,7 +144,8 @@ def load_model(
         seed: Seed of the new weights: the head's, or all of them for `tiny`.
 
     Raises:
-        ValueError: If no such model can be loaded, or it has a head for other labels.
+        ValueError: If no such model can be loaded, it has a head for other labels, or its weights
+            are not finite.
     """
     import torch
     import transformers
@@ -157,15 +161,35 @@ def load_model(
         config = tiny_config(len(tokenizer))
         config.update(settings)
         return auto.from_config(config, dtype=torch.float32)
+    with _refusing_whatever_fails(f"model {name!r} could not be loaded as {head.auto_model}"):
+        try:
+            # Weights kept in half precision would stay so, and small updates would be rounded away.
+            model = auto.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, **settings
+            )
+        except RuntimeError as error:
+            if "mismatched" not in str(error):
+                raise
+            raise ValueError(
+                f"it has a head for something else than task {task.name} with its "
+                f"{len(task.labels)} labels; name the encoder that it was made from ({error})"
+            ) from error
+        for parameter_name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{parameter_name} holds numbers that are not finite")
+    return model
+
+
+@contextmanager
+def _refusing_whatever_fails(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file into one line.
+
+    A file can be broken in more ways than transformers, safetensors and pickle have names for.
+    """
     try:
-        # Weights kept in half precision would stay so, and small updates would be rounded away.
-        return auto.from_pretrained(name, dtype=torch.float32, **settings)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {name!r} could not be loaded as {head.auto_model}: {error}"
-        ) from error
-    except RuntimeError as error:  # weights of other shapes
-        raise ValueError(
-            f"model {name!r} has a head for something else than task {task.name} with its "
-            f"{len(task.labels)} labels; name the encoder that it was made from ({error})"
-        ) from error
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise ValueError(f"{what}: {kind}{textwrap.shorten(str(error), 250)}") from error
