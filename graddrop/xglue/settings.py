@@ -1,6 +1,7 @@
 """Settings of fine-tuning runs, read from a TOML or YAML file."""
 
 import dataclasses
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from graddrop.xglue.config import FinetuneConfig
+from graddrop.xglue.textfile import brief, read_text
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(FinetuneConfig))
 """Names of all settings."""
@@ -22,19 +24,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is not UTF-8, not TOML or not YAML, holds no table, or names a setting
             twice.
+        ModuleNotFoundError: If it is YAML and PyYAML is not installed.
         OSError: If it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 ({error})") from error
+    text = read_text(path)
+    language, read = ("TOML", tomllib.loads)
     if path.suffix in (".yaml", ".yml"):
-        values = _read_yaml(text, path)
-    else:
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path}: expected TOML ({error})") from error
+        language, read = ("YAML", _read_yaml)
+    try:
+        values = read(text)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        # Beside errors of their own both let through those of the numbers and dates that they make.
+        kind = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: expected {language} ({kind})") from error
     return spelt(values, str(path))
 
 
@@ -49,12 +53,12 @@ def spelt(values: Any, origin: str) -> dict[str, Any]:
         ValueError: If it is no table, or names a setting twice.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f"{origin}: expected a table of settings, got {values!r}")
+        raise ValueError(f"{origin}: expected a table of settings, got {brief(values)}")
     by_name: dict[str, Any] = {}
     for written, value in values.items():
         name = written.replace("-", "_")
         if name in by_name:
-            raise ValueError(f"{origin}: {name} is set twice")
+            raise ValueError(f"{origin}: {brief(name)[1:-1]} is set twice")
         by_name[name] = value
     return by_name
 
@@ -73,11 +77,14 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in types_:
-            raise ValueError(f"{origin}: unknown setting {name!r}; known: {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"{origin}: unknown setting {brief(name)}; known: {', '.join(SETTINGS)}"
+            )
         if not _fits(value, types_[name]):
             wanted = getattr(types_[name], "__name__", str(types_[name]))
             raise ValueError(
-                f"{origin}: a setting has the wrong type ({name}: expected {wanted}, got {value!r})"
+                f"{origin}: a setting has the wrong type ({name}: expected {wanted}, "
+                f"got {brief(value)})"
             )
         given[name] = tuple(value) if isinstance(value, list) else value
     for name in ("task", "data", "output"):
@@ -92,7 +99,10 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Return whether a value is of the type that a field is annotated with."""
+    """Return whether a value is of the type that a field is annotated with.
+
+    Numbers and texts are such as the system takes: of 64 bits, without NUL or half characters.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
@@ -100,12 +110,14 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(item, of) for item in value)
     if isinstance(value, bool):  # which Python counts among the integers
         return hint is bool
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return False
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return False
     return isinstance(value, int | float if hint is float else hint)
 
 
-def _read_yaml(text: str, path: Path) -> Any:
-    import re
-
+def _read_yaml(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -127,8 +139,5 @@ def _read_yaml(text: str, path: Path) -> Any:
         re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
         "-+.0123456789",
     )
-    try:
-        values = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML ({error})") from error
+    values = yaml.load(text, Loader)
     return {} if values is None else values

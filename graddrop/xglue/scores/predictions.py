@@ -13,6 +13,7 @@ from typing import Any
 
 from graddrop.xglue.data.layouts import DataError, is_blank, lines
 from graddrop.xglue.tasks import Task
+from graddrop.xglue.textfile import TextFileError, brief, read_json
 
 Columns = dict[str, list[Any]]
 
@@ -133,18 +134,21 @@ def _write_answers(examples: Columns, predictions: Sequence[str], gold: Path | N
 def _read_answers(task: Task, path: Path, examples: Columns) -> list[str | None]:
     expected = "a JSON object from question ids to answers"
     try:
-        answers = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected {expected} ({error})") from error
+        answers = read_json(path)
+    except TextFileError as error:
+        raise DataError(f"{error}; should be {expected}") from None
     if not isinstance(answers, dict):
-        raise DataError(f"{path}: expected {expected}, found {type(answers).__name__}")
+        raise DataError(f"{path}: expected {expected}, found {brief(answers)}")
     for question, answer in answers.items():
         if not isinstance(answer, str):
-            raise DataError(f"{path}: expected a text as answer to {question}, found {answer!r}")
+            raise DataError(
+                f"{path}: expected a text as answer to {brief(question)}, found {brief(answer)}"
+            )
     if answers.keys().isdisjoint(examples["id"]):
+        found = brief(next(iter(answers))) if answers else "nothing"
         raise DataError(
-            f"{path}: expected answers to questions such as {examples['id'][0]}, found none of "
-            f"them but {next(iter(answers), 'nothing')}"
+            f"{path}: expected answers to questions such as {brief(examples['id'][0])}, found none "
+            f"of them but {found}"
         )
     return [answers.get(question) for question in examples["id"]]
 

@@ -125,7 +125,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "tokenizer cut": (cut(300, "tokenizer.json"), "Unterminated string"),
     "tokenizer a list": (text("tokenizer.json", "[]"), "TypeError"),
     "tokenizer settings a list": (text("tokenizer_config.json", "[]"), "AttributeError"),
-    "tokenizer class a number": (text("tokenizer_config.json", '{"tokenizer_class": 7}'), "Error: "),
+    "tokenizer class a number": (
+        text("tokenizer_config.json", '{"tokenizer_class": 7}'),
+        "Error: ",
+    ),
 }
 
 

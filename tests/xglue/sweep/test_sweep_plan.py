@@ -9,7 +9,7 @@ import pytest
 from helpers.root import ROOT
 
 from graddrop.xglue.methods import METHODS
-from graddrop.xglue.settings import read_settings
+from graddrop.xglue.settings import make_config, read_settings
 from graddrop.xglue.sweep.plan import SweepPlan, read_plan
 from graddrop.xglue.sweep.progress import seconds_left
 
@@ -187,6 +187,19 @@ def test_bad_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message:
         ("p.yaml", "x: !!python/object/apply:os.getcwd []", "expected YAML"),
         ("p.toml", "lr: 1", "expected TOML"),
         ("p.toml", "lr = 1\nlr = 2", "expected TOML"),
+        ("p.toml", "lr = " + "[" * 100_000, "expected TOML .nested too deep"),
+        ("p.yaml", "lr: " + "[" * 100_000, "expected YAML .nested too deep"),
+        ("p.toml", "lr = " + "1" * 5000, "expected TOML .*digits"),
+        ("p.yaml", "lr: " + "1" * 5000, "expected YAML .*digits"),
+        ("p.yaml", "lr: 2001-13-45", "expected YAML .month must be in"),
+        ("p.yaml", "lr: !!int x", "expected YAML .invalid literal"),
+        ("p.yaml", "lr: !!bool x", "expected YAML"),
+        ("p.yaml", "lr: !!timestamp x", "expected YAML"),
+        ("p.yaml", "!!map x", "expected YAML"),
+        ("p.yaml", "? [a]\n: b", "expected YAML .*unhashable key"),
+        ("p.yaml", "a: \x07", "expected YAML .*special characters are not allowed"),
+        ("p.toml", "a = '\x07'", "expected TOML"),
+        ("p.toml", 'a = "\\ud83d"', "expected TOML"),
     ],
 )
 def test_bad_files_of_settings_are_refused(
@@ -198,11 +211,45 @@ def test_bad_files_of_settings_are_refused(
         read_settings(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["p.toml", "p.yaml", "p.yml"])
+def test_a_byte_order_mark_before_settings_is_passed_over(tmp_path: Path, name: str) -> None:
+    """Some editors write one before UTF-8."""
+    (tmp_path / name).write_text('\ufeffa = "b"' if name == "p.toml" else "\ufeffa: b")
+    assert read_settings(tmp_path / name) == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 9" + "9" * 400, "wrong type .lr: expected float . None, got 9+"),
+        ("max_steps: 9223372036854775808", "wrong type .max_steps: .*got 9223372036854775808"),
+        ("max_steps: -9223372036854775809", "wrong type .max_steps"),
+        ('model: "a\\ud83d"', r"wrong type .model: expected str, got 'a\\ud83d'"),
+        ('data: "a\\0"', r"wrong type .data: expected str, got 'a\\x00'"),
+        ('languages: ["d\\0"]', r"wrong type .languages"),
+        ("lr: &a [&b [*a, *a, *a], *b, *b]", r"wrong type .lr: .*got \[\["),
+        ('"\\e[2J": 1', r"unknown setting '\\x1b\[2J'"),
+        ("lr: .nan", "lr must be positive and finite, got nan"),
+    ],
+)
+def test_no_setting_is_beyond_what_the_system_takes(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """Numbers of 64 bits, texts that can name a file; messages stay short whatever came."""
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    values = {"task": "pos", "data": "D", "output": "O"} | read_settings(path)
+    with pytest.raises(ValueError, match=message) as error:
+        make_config(values, str(path))
+    assert len(str(error.value)) < 1500
+    make_config({"task": "pos", "data": "D", "output": "O", "max_steps": 2**63 - 1}, "")  # control
+
+
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     """Its text is not guessed at."""
     path = tmp_path / "plan.toml"
     path.write_bytes('output = "Läufe"'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"plan\.toml: expected UTF-8"):
+    with pytest.raises(ValueError, match=r"plan\.toml:1: expected UTF-8"):
         read_settings(path)
 
 
