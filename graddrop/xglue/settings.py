@@ -28,11 +28,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     text = read_text(path)
-    language, read = ("TOML", tomllib.loads)
-    if path.suffix in (".yaml", ".yml"):
-        language, read = ("YAML", _read_yaml)
+    language = "YAML" if path.suffix in (".yaml", ".yml") else "TOML"
     try:
-        values = read(text)
+        values = _read_yaml(text) if language == "YAML" else tomllib.loads(text)
     except ModuleNotFoundError:
         raise
     except Exception as error:

@@ -196,7 +196,7 @@ def test_bad_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message:
         ("p.yaml", "lr: !!bool x", "expected YAML"),
         ("p.yaml", "lr: !!timestamp x", "expected YAML"),
         ("p.yaml", "!!map x", "expected YAML"),
-        ("p.yaml", "? [a]\n: b", "expected YAML .*unhashable key"),
+        ("p.yaml", "? [a]\n: b", "expected YAML"),
         ("p.yaml", "a: \x07", "expected YAML .*special characters are not allowed"),
         ("p.toml", "a = '\x07'", "expected TOML"),
         ("p.toml", 'a = "\\ud83d"', "expected TOML"),
