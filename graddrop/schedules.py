@@ -87,3 +87,31 @@ class Cosine(_Ramp):
         """Drop probability of the step after ``step`` finished ones."""
         half_wave = (1 + math.cos(math.pi * self._progress(step))) / 2
         return self.end + (self.start - self.end) * half_wave
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """One value after another, each for ``n_steps`` steps, then the last one.
+
+    Attributes:
+        drop_probs: drop probabilities in their order, each in [0, 1]; at least one.
+        n_steps: how many optimizer steps each lasts, >= 1.
+
+    Raises:
+        ValueError: a probability outside [0, 1], none at all, or ``n_steps`` below 1.
+    """
+
+    drop_probs: tuple[float, ...]
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        if not self.drop_probs:
+            raise ValueError("Invalid drop_probs value: (): expected at least one probability")
+        for drop_prob in self.drop_probs:
+            threshold(drop_prob)
+        if self.n_steps < 1:
+            raise ValueError(f"Invalid n_steps value: {self.n_steps}: expected at least 1 step")
+
+    def __call__(self, step: int) -> float:
+        """Drop probability of the step after ``step`` finished ones."""
+        return self.drop_probs[min(max(step // self.n_steps, 0), len(self.drop_probs) - 1)]

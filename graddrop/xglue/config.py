@@ -5,7 +5,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,17 @@ EVALUATIONS = ("dev", "en-dev", "test")
 SELECTIONS = ("en-dev", "average-dev", "last")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
+DROP_SCHEDULES = ("epochs", "linear", "cosine")
+
+KNOBS = ("drop_schedule", "granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
+"""Settings that belong to a method: they may differ between the two runs of a pair."""
+
+BYSTANDERS = frozenset(
+    ("eval_batch_size", "log_steps", "save_steps", "report_to", "keep_checkpoints")
+    + ("write_predictions", "eval_all")
+)
+"""Settings that neither make a run another one nor change its scores."""
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -34,7 +44,10 @@ class FinetuneConfig:
         output: Folder of the run.
         model: Name on the Hub, folder, or `tiny` (random weights, tokenizer trained on the spot).
         method: Name of a method.
-        drop_prob: Probability that an entry's gradient is dropped, in [0, 1].
+        drop_prob: Probability that an entry's gradient is dropped, in [0, 1]; several of them
+            change over the training as `drop_schedule` says.
+        drop_schedule: `epochs`: one drop probability for each epoch, the last one for those beyond;
+            `linear` or `cosine`: from the first of two to the second over the training.
         seed: Seed in [0, 2**32) of the weights, the data order, the dropout, and the masks.
         languages: Languages to evaluate; none means all that are found.
         evaluate: What the final weights are scored on: `dev` or `test` of all these languages,
@@ -85,7 +98,8 @@ class FinetuneConfig:
     output: str
     model: str = TINY
     method: str = "graddrop"
-    drop_prob: float | None = None
+    drop_prob: float | tuple[float, ...] | None = None
+    drop_schedule: str = "epochs"
     seed: int = 0
     languages: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ("dev", "test")
@@ -126,6 +140,7 @@ class FinetuneConfig:
         _one_of("method", self.method, tuple(METHODS))
         _one_of("select", self.select, SELECTIONS)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("drop_schedule", self.drop_schedule, DROP_SCHEDULES)
         for name in self.evaluate:
             _one_of("evaluate", name, EVALUATIONS)
         if not self.evaluate or {"dev", "en-dev"} <= set(self.evaluate):
@@ -144,24 +159,64 @@ class FinetuneConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.drop_prob and not METHODS[self.method].drop_prob:
-            raise ValueError(f"method {self.method} drops nothing; leave out drop_prob")
+        self._check_drop_prob()
         if self.unfreeze_over is not None and not 0 < self.unfreeze_over <= 1:
             raise ValueError(f"unfreeze_over must be in (0, 1], got {self.unfreeze_over}")
         if self.patience is not None and self.select == "last":
             raise ValueError("patience needs a score to watch; choose another select than last")
         if self.write_predictions and self.limit_eval is not None:
             raise ValueError("write_predictions needs whole files; leave out limit_eval")
-        if self.drop_prob is not None and not 0 <= self.drop_prob <= 1:
-            raise ValueError(f"drop_prob must be in [0, 1], got {self.drop_prob}")
-        if self.batch_size is not None and self.batch_size % self.accumulation:
+        if self.batch_size is not None and self.step_batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation must divide batch_size, got {self.accumulation} "
-                f"for {self.batch_size}"
+                f"for {self.step_batch_size}"
             )
         # The optimizer knows its own knobs; for some it wants to see a parameter in a layer.
         probe = ("layer.0", torch.nn.Parameter(torch.empty(1)))
         FusedGradDropAdamW([probe], weight_decay=self.weight_decay, **self.knobs())
+
+    def _check_drop_prob(self) -> None:
+        method, values = METHODS[self.method], self.drop_probs
+        for value in values:
+            if not 0 <= value <= 1:
+                raise ValueError(f"drop_prob must be in [0, 1], got {value}")
+        if any(values) and not method.drop_prob:
+            raise ValueError(f"method {self.method} drops nothing; leave out drop_prob")
+        if isinstance(self.drop_prob, tuple) and not values:
+            raise ValueError("drop_prob: expected a number, or one for each epoch, got none")
+        if len(values) > 1 and method.preset is None:
+            raise ValueError(f"method {self.method} takes one drop_prob for the whole training")
+        if self.drop_schedule != "epochs" and len(values) != 2:
+            raise ValueError(
+                f"drop_schedule {self.drop_schedule} goes from one drop_prob to another, "
+                f"got {len(values)} of them"
+            )
+
+    @property
+    def drop_probs(self) -> tuple[float, ...]:
+        """The drop probabilities: none, one for the whole training, or several."""
+        if isinstance(self.drop_prob, tuple):
+            return self.drop_prob
+        return () if self.drop_prob is None else (self.drop_prob,)
+
+    @property
+    def step_batch_size(self) -> int:
+        """Examples per optimizer step on each device, of which `batch-matched` takes a part.
+
+        Raises:
+            ValueError: If that part is no whole number.
+        """
+        assert self.batch_size is not None
+        if not METHODS[self.method].shrinks_batch:
+            return self.batch_size
+        keep = 1 - (self.drop_probs or (METHODS[self.method].drop_prob,))[0]
+        size = round(keep * self.batch_size)
+        if size < 1 or not math.isclose(size, keep * self.batch_size):
+            raise ValueError(
+                f"batch-matched takes (1 - drop_prob) * batch_size examples, {keep:g} * "
+                f"{self.batch_size} here; choose numbers that make it a whole one"
+            )
+        return size
 
     def resolved(self) -> "FinetuneConfig":
         """Return the same run with what recipe, method and launcher say filled in."""
@@ -181,22 +236,24 @@ class FinetuneConfig:
         return dataclasses.replace(self, **chosen)
 
     def knobs(self) -> dict[str, Any]:
-        """Return the optimizer's keyword arguments for masking: the method's, then the run's."""
+        """Return the optimizer's keyword arguments for masking: the method's, then the run's.
+
+        Of several drop probabilities it is the first.
+        """
         method = METHODS[self.method]
-        drop_prob = method.drop_prob if self.drop_prob is None else self.drop_prob
+        drop_prob = (self.drop_probs or (method.drop_prob,))[0]
         names = ("granularity", "period", "site", "rescale")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return {**method.knobs(drop_prob), "seed": self.seed, **chosen}
 
     def to_json(self) -> dict[str, Any]:
-        """Return what defines the run's outcome, as JSON has it.
+        """Return what was asked for, as JSON has it.
 
-        Not its place, so that folders can be moved.
+        Not the output's place, so that folders can be moved. Data and model are as they were
+        spelt: what lies there by now does not make it another run.
         """
         values = dataclasses.asdict(self)
         del values["output"], values["verify"]
-        if Path(self.data).exists():
-            values["data"] = str(Path(self.data).absolute())
         return json.loads(json.dumps(values))
 
 

@@ -1,10 +1,10 @@
 """The fine-tuning methods that are compared, as one table: adding a method is adding a row."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graddrop.mask import layer_of
 from graddrop.methods import PRESETS
 
 if TYPE_CHECKING:
@@ -20,8 +20,11 @@ class Method:
         summary: What it does, in a few words.
         preset: Key of `graddrop.methods.PRESETS`, whose knobs the optimizer gets; None masks
             nothing.
-        drop_prob: Drop probability unless the user names another.
-        lr_factor: From the drop probability to a factor of the learning rate.
+        drop_prob: Drop probability unless the user names another; of controls, that of the masks
+            whose control they are.
+        shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
+            that masks would leave, see `graddrop.xglue.controls.mean_step`.
+        shrinks_batch: Whether a step takes (1 - drop_prob) of the batch, over as many steps.
         trains: `all`, `head` (nothing else), or `gradually` (top down, one layer after another;
             Howard & Ruder 2018, arXiv 1801.06146).
     """
@@ -29,7 +32,8 @@ class Method:
     summary: str
     preset: str | None = None
     drop_prob: float = 0.0
-    lr_factor: Callable[[float], float] = lambda drop_prob: 1.0
+    shrinks_step: bool = False
+    shrinks_batch: bool = False
     trains: str = "all"
 
     def knobs(self, drop_prob: float) -> dict[str, Any]:
@@ -52,15 +56,17 @@ METHODS: Mapping[str, Method] = {
     "layer-graddrop": Method(
         "gradients of whole layers are dropped at random, anew each step", "layer-graddrop", 0.5
     ),
-    "child-tuning-f": Method(
-        "as graddrop, what is kept scaled by 1/(1 - drop_prob)", "child-tuning-f", 0.7
-    ),
-    # With masks drawn anew at each step the mean step of AdamW shrinks by sqrt(1 - drop_prob):
-    # what remains of a difference to this control is the masks' own.
     "lr-matched": Method(
-        "standard with lr * sqrt(1 - drop_prob), the control for graddrop",
+        "control of masks: standard, with the learning rate that gives masks' mean step",
         drop_prob=0.5,
-        lr_factor=lambda drop_prob: math.sqrt(1 - drop_prob),
+        shrinks_step=True,
+    ),
+    # The first and second moment of an entry that is kept with probability 1 - p are those of a
+    # mean over (1 - p) of the batch, but for a scale that AdamW does not see.
+    "batch-matched": Method(
+        "control of graddrop: standard, with (1 - drop_prob) of the batch and as many steps",
+        drop_prob=0.5,
+        shrinks_batch=True,
     ),
 }
 
@@ -93,7 +99,12 @@ EXEMPTIONS: Mapping[str, Callable[["PreTrainedModel", str, "nn.Module"], bool]] 
 
 
 def parameter_groups(
-    model: "PreTrainedModel", weight_decay: float, exempt: tuple[str, ...]
+    model: "PreTrainedModel",
+    weight_decay: float,
+    exempt: tuple[str, ...],
+    *,
+    granularity: str = "element",
+    masked: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort a model's parameters into groups for the optimizer.
 
@@ -101,6 +112,9 @@ def parameter_groups(
         model: The model; parameters that need no gradient are left out.
         weight_decay: For everything but biases and norms, which get none.
         exempt: Keys of `EXEMPTIONS`; parameters of these kinds get `drop_prob=0`.
+        granularity: What shares one decision; with `layer` parameters outside the layers get
+            `drop_prob=0` as well.
+        masked: Settings of the other parameters' groups.
 
     Returns:
         Up to four groups of named parameters, in the model's order within each.
@@ -113,12 +127,13 @@ def parameter_groups(
                 continue
             plain = _is_norm(model, name, module) or _is_bias(model, name, module)
             unmasked = any(EXEMPTIONS[kind](model, name, module) for kind in exempt)
+            unmasked |= granularity == "layer" and layer_of(name) is None
             group = groups.setdefault(
                 (plain, unmasked),
                 {
                     "params": [],
                     "weight_decay": 0.0 if plain else weight_decay,
-                    **({"drop_prob": 0.0} if unmasked else {}),
+                    **({"drop_prob": 0.0} if unmasked else masked or {}),
                 },
             )
             group["params"].append((name, parameter))

@@ -45,8 +45,12 @@ def make_result(
         "metric": row.score,
         "scores": by_split,
         "history": list(history),
+        "missing": {"dev": [], "test": []},
+        "steps": 10,
+        "selected_step": 10,
         "parameters": 1000,
         "seconds": {"train": 60.0, "evaluate": 6.0},
+        "commit": "0123abc",
         "versions": {"torch": "2.13.0", "graddrop": "0.1.0"},
     }
 

@@ -23,7 +23,7 @@ FLOORS = (
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
     ("graddrop.xglue.tasks", "graddrop.xglue.methods", "graddrop.xglue"),
-    ("graddrop.xglue.locks", "graddrop.xglue.textfile"),
+    ("graddrop.xglue.controls", "graddrop.xglue.locks", "graddrop.xglue.textfile"),
     ("graddrop.xglue.config", "graddrop.xglue.settings"),
     ("graddrop.xglue.mini",),
     ("graddrop.xglue.data",),

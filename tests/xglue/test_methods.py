@@ -17,6 +17,7 @@ from helpers.xglue_files import write_archive
 from transformers import TrainerCallback
 
 from graddrop.mask import layer_of
+from graddrop.xglue.controls import mean_step
 from graddrop.xglue.heads import model as model_module
 from graddrop.xglue.heads.model import load_model, load_tokenizer
 from graddrop.xglue.methods import EXEMPTIONS, METHODS, parameter_groups
@@ -24,6 +25,7 @@ from graddrop.xglue.tasks import get_task
 from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
 from graddrop.xglue.training.run import FinetuneConfig, finetune
+from graddrop.xglue.training.steps import Steps
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def knobs(model: Any, optimizer: Any) -> list[tuple[Any, ...]]:
     [
         ({"method": "standard"}, (1e-3, 0.0, False, "element", "step", "grad")),
         ({"method": "graddrop"}, (1e-3, 0.5, False, "element", "step", "grad")),
-        ({"method": "child-tuning-f"}, (1e-3, 0.7, True, "element", "step", "grad")),
+        ({"method": "batch-matched"}, (1e-3, 0.0, False, "element", "step", "grad")),
         (
             {"method": "lr-matched", "drop_prob": 0.36},
             (1e-3 * math.sqrt(0.64), 0.0, False, "element", "step", "grad"),
@@ -149,10 +151,6 @@ def knobs(model: Any, optimizer: Any) -> list[tuple[Any, ...]]:
         (
             {"method": "graddrop", "granularity": "row", "site": "update", "period": 3},
             (1e-3, 0.5, False, "row", 3, "update"),
-        ),
-        (
-            {"method": "layer-graddrop", "drop_prob": 0.2, "rescale": True},
-            (1e-3, 0.2, True, "layer", "step", "grad"),
         ),
     ],
 )
@@ -162,6 +160,96 @@ def test_a_row_sets_the_knobs_and_the_user_wins(
     """Of every group, since nothing is exempt by default."""
     seen, _ = record(knobs, max_steps=1, **changes)
     assert set(seen[0]) == {expected}
+
+
+def test_masks_of_layers_and_their_control_leave_all_else_alone(record: Any) -> None:
+    """Outside the layers nothing is dropped, and no learning rate is lowered; so too if exempt."""
+
+    def rates(model: Any, optimizer: Any) -> dict[str, tuple[float, float]]:
+        """Learning rate and drop probability of each parameter."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {
+            names[id(parameter)]: (group["initial_lr"], group["drop_prob"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def inside(name: str) -> bool:
+        return layer_of(name) is not None
+
+    def not_head(name: str) -> bool:
+        return not name.startswith("classifier")
+
+    lowered = 1e-3 * math.sqrt(0.5)
+    for changes, masked, expected in (
+        ({"method": "layer-graddrop"}, inside, (1e-3, 0.5)),
+        ({"method": "lr-matched", "granularity": "layer"}, inside, (lowered, 0.0)),
+        ({"method": "graddrop", "exempt": ("head",)}, not_head, (1e-3, 0.5)),
+        ({"method": "lr-matched", "exempt": ("head",)}, not_head, (lowered, 0.0)),
+    ):
+        [seen], _ = record(rates, max_steps=1, **changes)
+        assert {masked(name) for name in seen} == {True, False}
+        assert seen == {name: expected if masked(name) else (1e-3, 0.0) for name in seen}
+
+
+def test_the_controls_of_long_masks_follow_the_steps_of_the_run(record: Any) -> None:
+    """3 epochs of 4 steps: the learning rate is that of masks which live 4 of 12 steps."""
+    look = lambda model, optimizer: optimizer.param_groups[0]["initial_lr"]  # noqa: E731
+    for changes, factor in (
+        ({"period": "epoch"}, mean_step(0.5, steps=12, lifetime=4)),
+        ({"period": 2}, mean_step(0.5, steps=12, lifetime=2)),
+        ({"site": "update"}, 0.5),
+        ({"site": "freeze", "granularity": "row"}, mean_step(0.5, steps=12, site="freeze")),
+    ):
+        seen, _ = record(look, method="lr-matched", **changes)
+        assert seen == [1e-3 * factor] * 12
+
+
+def test_batch_matched_takes_part_of_the_batch_over_as_many_steps(record: Any) -> None:
+    """4 of 8 sentences a step, 12 steps as 3 epochs of the whole batch, evaluated as often."""
+    sizes: list[int] = []
+    inputs = trainer_module.ZeroShotTrainer.training_step
+    for method, size in (("standard", 8), ("batch-matched", 4)):
+        with pytest.MonkeyPatch.context() as patch:
+
+            def step(trainer: Any, model: Any, batch: Any, *rest: Any) -> Any:
+                sizes.append(len(batch["labels"]))
+                return inputs(trainer, model, batch, *rest)
+
+            patch.setattr(trainer_module.ZeroShotTrainer, "training_step", step)
+            _, result = record(with_gradient, method=method)
+        assert sizes == [size] * 12
+        assert [row["step"] for row in result["history"] if "eval_en" in row] == [4, 8, 12]
+        sizes.clear()
+    with pytest.raises(ValueError, match=r"0.7 \* 8 here; choose numbers that make it a whole one"):
+        record(with_gradient, method="batch-matched", drop_prob=0.3)
+
+
+def test_drop_probabilities_change_with_the_epochs(record: Any) -> None:
+    """One value per epoch of 4 steps, the last for those beyond; or a line over the training."""
+
+    def look(model: Any, optimizer: Any) -> tuple[float, ...]:
+        return tuple(group["drop_prob"] for group in optimizer.param_groups)
+
+    def share(model: Any, optimizer: Any) -> float:
+        return mask(model, optimizer).float().mean().item()
+
+    seen, _ = record(share, drop_prob=(0.0, 0.75))
+    assert seen[:4] == [1.0] * 4
+    assert all(0.15 < kept < 0.35 for kept in seen[4:])
+    seen, _ = record(share, drop_prob=(1.0, 0.0), drop_schedule="linear")
+    assert all(abs(kept - step / 12) < 0.1 for step, kept in enumerate(seen))
+    seen, _ = record(look, drop_prob=(0.25, 0.5), exempt=("head",), max_steps=1)
+    assert [sorted(groups) for groups in seen] == [[0.0, 0.0, 0.25, 0.25]]
+
+
+def test_steps_are_those_that_the_trainer_takes(record: Any) -> None:
+    """32 sentences: whole batches, an uneven last one, micro-batches, a part of an epoch."""
+    values: dict[str, Any]
+    for values in ({}, {"batch_size": 6, "accumulation": 3}, {"epochs": 1.3}, {"max_steps": 5}):
+        seen, result = record(with_gradient, **values)
+        config = FinetuneConfig("pos", "D", "o", **{"epochs": 3, "batch_size": 8, **values})
+        assert len(seen) == result["steps"] == Steps.of(config.resolved(), 32).total
 
 
 def test_exempt_parameters_are_never_masked(record: Any) -> None:

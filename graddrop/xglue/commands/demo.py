@@ -94,9 +94,13 @@ def demo(output: Path, plan: DemoPlan | None = None, seed: int = 0) -> list[Bloc
     with _part("Fine-tuning on English"):
         comparison = SweepPlan(
             tasks=plan.tasks,
-            methods=plan.methods,
-            seeds=plan.seeds,
-            settings={"data": str(data), "model": str(model), **plan.finetuning},
+            arms=plan.methods,
+            settings={
+                "data": str(data),
+                "model": str(model),
+                "seeds": plan.seeds,
+                **plan.finetuning,
+            },
         )
         sweep(comparison, output)
     with _part("Comparing"):

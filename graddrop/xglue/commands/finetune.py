@@ -6,7 +6,13 @@ from pathlib import Path
 
 from graddrop.mask import GRANULARITIES
 from graddrop.reference import SITES
-from graddrop.xglue.config import EVALUATIONS, PRECISIONS, SELECTIONS, FinetuneConfig
+from graddrop.xglue.config import (
+    DROP_SCHEDULES,
+    EVALUATIONS,
+    PRECISIONS,
+    SELECTIONS,
+    FinetuneConfig,
+)
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
 from graddrop.xglue.scores.text_table import score_table
 from graddrop.xglue.settings import SETTINGS, make_config, read_settings
@@ -29,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model and method")
     model.add_argument("--model", help="name on the Hub, folder, or tiny (default)")
     model.add_argument("--method", choices=tuple(METHODS), help=_method_help())
-    model.add_argument("--drop-prob", type=float, help="probability that an entry is dropped")
+    model.add_argument(
+        "--drop-prob", type=float, nargs="+", help="probability that an entry is dropped"
+    )
+    model.add_argument(
+        "--drop-schedule",
+        choices=DROP_SCHEDULES,
+        help="several: one for each epoch (default), or from the first to the second",
+    )
     model.add_argument(
         "--exempt", nargs="*", choices=tuple(EXEMPTIONS), help="parameters that are never masked"
     )
@@ -108,6 +121,8 @@ def config_from(args: argparse.Namespace) -> FinetuneConfig:
     """
     given = read_settings(args.config) if args.config else {}
     flags = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if len(flags.get("drop_prob", ())) == 1:
+        [flags["drop_prob"]] = flags["drop_prob"]
     origin = f"command line and {args.config}" if args.config else "command line"
     return make_config(given | flags, origin)
 

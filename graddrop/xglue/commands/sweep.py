@@ -6,6 +6,7 @@ from pathlib import Path
 
 from graddrop.xglue.sweep.plan import read_plan
 from graddrop.xglue.sweep.runner import ENGINES, SweepError, run_state, sweep
+from graddrop.xglue.training.score_file import ScoreFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine", choices=ENGINES, default="local", help="who runs them: this machine, or Ray"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines: skip the runs that it holds, add those that finish",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show the runs with their state, and stop"
@@ -35,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     if output is None:
         raise ValueError(f"expected output in {args.config}, or --output")
     if args.dry_run:
+        kept = ScoreFile(args.scores) if args.scores else None
         for config in plan.configs(output):
-            print(f"{Path(config.output).name}: {run_state(config)}")
+            print(f"{Path(config.output).name}: {run_state(config, kept)}")
         return 0
     try:
-        results = sweep(plan, output, workers=args.workers, engine=args.engine)
+        results = sweep(plan, output, workers=args.workers, engine=args.engine, scores=args.scores)
     except SweepError as error:
         print(f"{error}\nThe same command tries again.", file=sys.stderr)
         return 1 if error.failed else 0

@@ -7,19 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
 from graddrop.xglue.training.run_folder import CONFIG_FILE, FAILURE_FILE, RESULT_FILE, read_json
+from graddrop.xglue.training.score_file import ScoreFile, result_of
 
-KNOBS = ("granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
-"""Settings that belong to a method: they may differ between the two runs of a pair."""
-
-# What neither makes a run another one nor changes its scores.
-_IRRELEVANT = frozenset(
-    ("eval_batch_size", "log_steps", "save_steps", "report_to", "keep_checkpoints")
-    + ("write_predictions", "eval_all", "evaluate")
-)
-_IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", *KNOBS))
+_IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", "evaluate", *KNOBS))
 _NEEDED = ("task", "config", "data", "metric", "scores", "history", "seconds", "versions")
 
 
@@ -141,11 +135,12 @@ class Experiment:
         return [code for code in order if code in scored] + sorted(scored - set(order))
 
 
-def collect(folder: Path) -> Experiment:
-    """Read every run below a folder.
+def collect(source: Path) -> Experiment:
+    """Read every run below a folder, or in a file of scores.
 
     Args:
-        folder: A folder with run folders at any depth.
+        source: A folder with run folders at any depth, or a file of JSON lines (see
+            `graddrop.xglue.training.score_file.ScoreFile`).
 
     Raises:
         ReportError: If no run has finished; if runs differ in data or model; if two runs are the
@@ -154,24 +149,33 @@ def collect(folder: Path) -> Experiment:
         RunFolderError: If a file is not JSON.
         OSError: If a file cannot be read.
     """
-    if not folder.is_dir():
-        raise ReportError(f"{folder}: expected a folder of runs, found none; check the path")
     results: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob(RESULT_FILE)):
-        results[_name(path, folder)] = _checked(path, read_json(path))
-    failed, unfinished = _not_finished(folder, results)
+    failed: dict[str, str] = {}
+    unfinished: tuple[str, ...] = ()
+    if source.is_file():
+        for number, row in enumerate(ScoreFile(source).rows, 1):
+            name = f"{source.name}:{number}"
+            results[name] = _checked(Path(name), result_of(row))
+    elif source.is_dir():
+        for path in sorted(source.rglob(RESULT_FILE)):
+            results[_name(path, source)] = _checked(path, read_json(path))
+        failed, unfinished = _not_finished(source, results)
+    else:
+        raise ReportError(
+            f"{source}: expected a folder of runs or a file of scores, found none; check the path"
+        )
     if not results:
         begun = failed or unfinished
         found = f"{len(failed)} failed, {len(unfinished)} unfinished" if begun else "none"
         raise ReportError(
-            f"{folder}: expected finished runs ({RESULT_FILE}), found {found}; "
+            f"{source}: expected finished runs ({RESULT_FILE}), found {found}; "
             "finish a run, or name the folder above your runs"
         )
     _refuse_mixture(results, "data", lambda result: result["data"])
     _refuse_mixture(results, "model", lambda result: result["config"]["model"])
     configs = [result["config"] for result in results.values()]
     knobs = _varying(configs, "method", KNOBS)
-    settings = _varying(configs, "task", set().union(*configs) - _IDENTITY - _IRRELEVANT)
+    settings = _varying(configs, "task", set().union(*configs) - _IDENTITY - BYSTANDERS)
     runs = [
         Run(name, _arm(result["config"], knobs, settings), result)
         for name, result in results.items()
@@ -179,7 +183,7 @@ def collect(folder: Path) -> Experiment:
     runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.seed))
     _refuse_repetition(runs)
     _refuse_other_languages(runs)
-    return Experiment(tuple(runs), failed, tuple(unfinished))
+    return Experiment(tuple(runs), failed, unfinished)
 
 
 def _not_finished(

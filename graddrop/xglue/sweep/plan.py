@@ -1,6 +1,7 @@
-"""What a sweep consists of: tasks x methods x drop probabilities x seeds."""
+"""What a sweep consists of: tasks x arms x learning rates x drop probabilities x seeds."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,93 +13,119 @@ from graddrop.xglue.methods import METHODS
 from graddrop.xglue.settings import SETTINGS, make_config, read_settings, spelt
 from graddrop.xglue.tasks import TASKS
 
-_LISTED = {"task": "tasks", "method": "methods", "seed": "seeds", "drop_prob": "drop_probs"}
-"""Settings that differ between runs, with the lists that hold their values."""
+_AXES = {"lr": "lrs", "drop_prob": "drop_probs", "seed": "seeds"}
+"""Settings that may have several values, with the lists that hold them."""
+
+_OTHER = {**_AXES, **{several: one for one, several in _AXES.items()}}
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Runs that differ in task, method, drop probability and seed.
+    """Runs of every arm in every task.
+
+    An arm is a set of settings under a name. In any table of settings `lrs`, `drop_probs` and
+    `seeds` may list several values in place of the one of `lr`, `drop_prob` and `seed`: one run
+    for each combination.
 
     Args:
         tasks: Names of tasks.
-        methods: Names of methods.
-        settings: Values of `FinetuneConfig` for all runs; `data` must be among them.
-        seeds: One run per task, method, drop probability and seed.
-        drop_probs: For the methods that drop, and for `lr-matched`, whose learning rate follows
-            from it; the others get one run per seed. None means each method's preset.
+        arms: Names of arms: any name that has a table in `arm`, or a method, which needs none.
+        settings: Values of `FinetuneConfig` for all runs; `data` must be among them. The drop
+            probability concerns the methods that drop, and their controls; without one each method
+            has its preset.
         task: Settings of single tasks by name, in place of those for all.
-        method: Settings of single methods by name, in place of those for all and of the task's;
-            `drop_probs` may be among them.
+        arm: Settings of single arms by name, in place of those for all and of the task's; `method`
+            is the arm's name unless it is among them.
 
     Raises:
-        ValueError: If a list is empty or names something twice, or any run's setting is unknown,
-            of the wrong type or out of its range.
+        ValueError: If a list is empty or names something twice, any run's setting is unknown, of
+            the wrong type or out of its range, or two runs are the same.
     """
 
     tasks: Sequence[str]
-    methods: Sequence[str]
+    arms: Sequence[str]
     settings: Mapping[str, Any]
-    seeds: Sequence[int] = (0,)
-    drop_probs: Sequence[float] | None = None
     task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    method: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    arm: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_list("tasks", self.tasks, str, tuple(TASKS))
-        _check_list("methods", self.methods, str, tuple(METHODS))
-        _check_list("seeds", self.seeds, int)
-        if self.drop_probs is not None:
-            _check_list("drop_probs", self.drop_probs, float)
-            if not any(METHODS[name].drop_prob for name in self.methods):
-                raise ValueError("drop_probs: none of the methods drops anything; leave it out")
+        _check_list("tasks", self.tasks, known=tuple(TASKS))
+        _check_list("arms", self.arms, known=(*METHODS, *self.arm))
         _check_settings("", self.settings)
-        for kind, tables, known in (("task", self.task, TASKS), ("method", self.method, METHODS)):
-            for name, values in tables.items():
-                if name not in known:
-                    raise ValueError(
-                        f"[{kind}.{name}]: unknown {kind}; expected one of {', '.join(known)}"
-                    )
-                if kind == "method" and "drop_probs" in values:
-                    _check_list(f"[method.{name}] drop_probs", values["drop_probs"], float)
-                    if not METHODS[name].drop_prob:
-                        raise ValueError(f"[method.{name}] drop_probs: it drops nothing")
-                    values = {key: values[key] for key in values if key != "drop_probs"}
-                _check_settings(f"[{kind}.{name}] ", values)
-        self.configs(Path("output"))
+        for name, values in self.task.items():
+            if name not in TASKS:
+                raise ValueError(f"[task.{name}]: unknown task; expected one of {', '.join(TASKS)}")
+            _check_settings(f"[task.{name}] ", values)
+        for name, values in self.arm.items():
+            if not name or set(name) & set("/\\"):
+                raise ValueError(f"[arm.{name}]: expected a name that a folder can have")
+            method = values.get("method", name)
+            if method not in METHODS:
+                raise ValueError(
+                    f"[arm.{name}]: unknown method {method!r}; expected method to be one of "
+                    f"{', '.join(METHODS)}"
+                )
+            _check_settings(
+                f"[arm.{name}] ", {key: values[key] for key in values if key != "method"}
+            )
+            _check_drops(f"[arm.{name}] ", values, [method])
+        methods = [self._method(name) for name in self.arms]
+        _check_drops("", self.settings, methods)
+        for name, values in self.task.items():
+            _check_drops(f"[task.{name}] ", values, methods)
+        configs = self.configs(Path("output"))
+        names: dict[str, str] = {}
+        for config in configs:
+            name = Path(config.output).name
+            other = names.setdefault(json.dumps(config.resolved().to_json()), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} are the same run; leave out one of the arms")
 
     def configs(self, output: Path) -> list[FinetuneConfig]:
         """Return the runs, each with a folder of its own in `output/runs`.
 
-        All methods come next to each other for one task and seed, and all tasks for one seed, so
+        All arms come next to each other for one task and seed, and all tasks for one seed, so
         that what has been finished at any time can be compared.
 
         Args:
             output: Folder of the sweep.
         """
-        return [
-            self._config(output, task, method, drop_prob, seed)
-            for seed, task, method in product(self.seeds, self.tasks, self.methods)
-            for drop_prob in self._drop_probs(method)
-        ]
+        found = []
+        for order, (task, arm) in enumerate(product(self.tasks, self.arms)):
+            values = self._merged(task, arm)
+            lists = {one: values.pop(several, None) for one, several in _AXES.items()}
+            if not METHODS[values["method"]].drop_prob:
+                lists["drop_prob"] = None
+                values.pop("drop_prob", None)
+            elif lists["drop_prob"] is None:
+                values.setdefault("drop_prob", METHODS[values["method"]].drop_prob)
+            values.setdefault("seed", 0)
+            chosen = [[values.get(one)] if lists[one] is None else lists[one] for one in _AXES]
+            for lr, drop_prob, seed in product(*chosen):
+                # Whole values, not rounded ones: no two runs have the same folder.
+                name = f"{task}-{arm}"
+                name += "" if drop_prob is None else f"-p{_spelling(drop_prob)}"
+                name += "" if lists["lr"] is None else f"-lr{_spelling(lr)}"
+                name += f"-s{seed}"
+                values |= {"task": task, "lr": lr, "drop_prob": drop_prob, "seed": seed}
+                values["output"] = str(output / "runs" / name)
+                found.append((order, make_config(values, f"run {name}")))
+        seeds = list(dict.fromkeys(config.seed for _, config in found))
+        # The sort is stable: within a seed everything stays as it was made.
+        found.sort(key=lambda entry: (seeds.index(entry[1].seed), entry[0]))
+        return [config for _, config in found]
 
-    def _drop_probs(self, method: str) -> Sequence[float | None]:
-        preset = METHODS[method].drop_prob
-        if not preset:
-            return (None,)
-        listed = self.method.get(method, {}).get("drop_probs", self.drop_probs)
-        return (preset,) if listed is None else listed
+    def _method(self, arm: str) -> str:
+        return self.arm.get(arm, {}).get("method", arm)
 
-    def _config(
-        self, output: Path, task: str, method: str, drop_prob: float | None, seed: int
-    ) -> FinetuneConfig:
-        # The whole value, not a rounded one: no two runs have the same folder.
-        drop = "" if drop_prob is None else f"-p{float(drop_prob)!r}"
-        name = f"{task}-{method}{drop}-s{seed}"
-        values = {**self.settings, **self.task.get(task, {}), **self.method.get(method, {})}
-        values.pop("drop_probs", None)
-        values |= {"task": task, "method": method, "drop_prob": drop_prob, "seed": seed}
-        return make_config(values | {"output": str(output / "runs" / name)}, f"run {name}")
+    def _merged(self, task: str, arm: str) -> dict[str, Any]:
+        """Return the settings of an arm in a task: the closer table wins, with one or several."""
+        merged: dict[str, Any] = {}
+        for table in (self.settings, self.task.get(task, {}), self.arm.get(arm, {})):
+            for name, value in table.items():
+                merged.pop(_OTHER.get(name, ""), None)
+                merged[name] = value
+        return {**merged, "method": self._method(arm)}
 
 
 def read_plan(path: Path) -> tuple[SweepPlan, str | None]:
@@ -115,32 +142,37 @@ def read_plan(path: Path) -> tuple[SweepPlan, str | None]:
     output = values.pop("output", None)
     if not isinstance(output, str | None):
         raise ValueError(f"{path}: output: expected a folder, got {output!r}")
-    lists: dict[str, Any] = {name: values.pop(name) for name in _LISTED.values() if name in values}
-    for name in ("tasks", "methods"):
-        if name not in lists:
+    for name in ("tasks", "arms"):
+        if name not in values:
             raise ValueError(f"{path}: expected a list {name}")
-    overrides: dict[str, Any] = {}
-    for kind in ("task", "method"):
-        tables = values.pop(kind, {})
-        if not isinstance(tables, Mapping):
-            raise ValueError(f"{path}: {kind}: expected tables [{kind}.NAME], got {tables!r}")
-        overrides[kind] = {
-            name: spelt(table, f"{path}: [{kind}.{name}]") for name, table in tables.items()
+    lists = {name: values.pop(name) for name in ("tasks", "arms")}
+    tables: dict[str, Any] = {}
+    for kind in ("task", "arm"):
+        found = values.pop(kind, {})
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{path}: {kind}: expected tables [{kind}.NAME], got {found!r}")
+        tables[kind] = {
+            name: spelt(table, f"{path}: [{kind}.{name}]") for name, table in found.items()
         }
     try:
-        return SweepPlan(**lists, settings=values, **overrides), output
+        return SweepPlan(**lists, settings=values, **tables), output
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _check_list(name: str, values: Any, of: type, known: Sequence[str] = ()) -> None:
-    """Refuse what is no list of distinct values of one type."""
-    allowed = (int, float) if of is float else of
+def _spelling(value: Any) -> str:
+    """Spell a number, or one for each epoch, in a folder's name."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_spelling, value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return repr(float(value)) if is_number else str(value)  # the latter is refused by its type
+
+
+def _check_list(name: str, values: Any, known: Sequence[str] = ()) -> None:
+    """Refuse what is no list of distinct values."""
     if not isinstance(values, list | tuple) or not values:
-        raise ValueError(f"{name}: expected a list with at least one {of.__name__}, got {values!r}")
+        raise ValueError(f"{name}: expected a list with at least one value, got {values!r}")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise ValueError(f"{name}: expected a list of {of.__name__}, got {value!r} in it")
         if known and value not in known:
             raise ValueError(f"{name}: unknown {value!r}; expected some of {', '.join(known)}")
         if list(values).count(value) > 1:
@@ -148,15 +180,29 @@ def _check_list(name: str, values: Any, of: type, known: Sequence[str] = ()) -> 
 
 
 def _check_settings(where: str, values: Mapping[str, Any]) -> None:
-    """Refuse settings that do not exist, and those that the lists hold."""
+    """Refuse settings that do not exist, and those that have another place."""
     for name in values:
-        if name in _LISTED:
-            raise ValueError(f"{where}{name}: list the values as {_LISTED[name]} for the sweep")
-        if name == "output":
+        if name in _AXES.values():
+            _check_list(f"{where}{name}", values[name])
+            if _OTHER[name] in values:
+                raise ValueError(f"{where}{name}: {_OTHER[name]} is there as well; leave out one")
+        elif name == "task":
+            raise ValueError(f"{where}task: list the values as tasks for the sweep")
+        elif name == "method":
+            raise ValueError(f"{where}method: list the arms, or name it in a table [arm.NAME]")
+        elif name == "output":
             raise ValueError(f"{where}output: runs get folders of their own; leave it out")
-        if name not in SETTINGS:
+        elif name not in SETTINGS:
             raise ValueError(f"{where}{name}: unknown setting; known: {', '.join(_free())}")
 
 
+def _check_drops(where: str, values: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse a drop probability of which no method would take notice."""
+    for name in ("drop_prob", "drop_probs"):
+        if name in values and not any(METHODS[method].drop_prob for method in methods):
+            raise ValueError(f"{where}{name}: no arm here drops anything; leave it out")
+
+
 def _free() -> Iterator[str]:
-    return (name for name in SETTINGS if name not in _LISTED and name != "output")
+    yield from (name for name in SETTINGS if name not in ("task", "method", "output"))
+    yield from _AXES.values()

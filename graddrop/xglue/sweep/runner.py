@@ -15,6 +15,7 @@ from graddrop.xglue.sweep.plan import SweepPlan
 from graddrop.xglue.sweep.progress import SweepProgress
 from graddrop.xglue.sweep.workers import Outcome, local_environments, run_jobs
 from graddrop.xglue.training.run_folder import RunFolder
+from graddrop.xglue.training.score_file import ScoreFile, result_of
 
 __all__ = ["ENGINES", "SweepError", "SweepPlan", "run_state", "sweep"]
 
@@ -38,7 +39,12 @@ class SweepError(RuntimeError):
 
 
 def sweep(
-    plan: SweepPlan, output: str | Path, *, workers: int | None = None, engine: str = "local"
+    plan: SweepPlan,
+    output: str | Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    scores: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Bring every run of a plan to its end.
 
@@ -52,21 +58,31 @@ def sweep(
             what it printed.
         workers: Processes on this machine; None means one per GPU or, without any, one per core.
         engine: `local`, or `ray`, which shares the runs out by itself.
+        scores: File of JSON lines: runs that it holds are not run, those that finish are added.
 
     Returns:
         The results of all runs (see `graddrop.xglue.training.run.finetune`), in the order of
-        `SweepPlan.configs`.
+        `SweepPlan.configs`; those of runs that were not run as `result_of` makes them.
 
     Raises:
         SweepError: If some runs have not finished, when nothing is left to be done.
-        RunFolderError: If a run's folder holds another configuration, or another sweep is at work.
+        RunFolderError: If a run's folder holds another configuration, another sweep is at work, or
+            a line of `scores` is not a run's.
         ValueError: If the engine is unknown or not installed, or `workers` out of its range.
         OSError: If the output cannot be written.
     """
     output = Path(output)
     configs = plan.configs(output)
-    checked = {config.output: _check(config) for config in configs}
-    results = {folder: result for folder, result in checked.items() if result is not None}
+    kept = ScoreFile(Path(scores)) if scores is not None else None
+    results = {}
+    for config in configs:
+        row = kept.find(config) if kept is not None else None
+        result = result_of(row) if row is not None else _check(config)
+        if result is None:
+            continue
+        results[config.output] = result
+        if kept is not None and row is None:  # it finished before, or while nobody kept scores
+            kept.append(result)
     for config in configs:
         RunFolder(Path(config.output)).tidy(config.keep_checkpoints)
     unfinished = [config for config in configs if config.output not in results]
@@ -81,7 +97,7 @@ def sweep(
         ):
             for folder, result in results.items():
                 progress.finished(folder, result)
-            results |= _follow(outcomes, progress)
+            results |= _follow(outcomes, progress, kept)
     return [results[config.output] for config in configs]
 
 
@@ -101,7 +117,7 @@ def _begin(
 
 
 def _follow(
-    outcomes: Iterable[Outcome | None], progress: SweepProgress
+    outcomes: Iterable[Outcome | None], progress: SweepProgress, kept: ScoreFile | None
 ) -> dict[str, dict[str, Any]]:
     """Record each outcome as it comes; return the results by the run's folder.
 
@@ -120,6 +136,8 @@ def _follow(
         result = folder.result()
         if result is not None:  # even if the process died just after it was written
             results[output] = result
+            if kept is not None:
+                kept.append(result)
             progress.finished(output, result)
         elif outcome.value == ELSEWHERE:
             elsewhere.append(folder.path)
@@ -132,12 +150,18 @@ def _follow(
     return results
 
 
-def run_state(config: FinetuneConfig) -> str:
+def run_state(config: FinetuneConfig, kept: ScoreFile | None = None) -> str:
     """Say in some words how far a run has come.
+
+    Args:
+        config: The run.
+        kept: Where the scores of finished runs are kept.
 
     Raises:
         RunFolderError: If its folder holds something else.
     """
+    if kept is not None and kept.find(config) is not None:
+        return f"finished, in {kept.path}"
     folder = RunFolder(Path(config.output))
     if _check(config) is not None:
         return "finished"

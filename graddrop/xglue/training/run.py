@@ -1,10 +1,8 @@
 """One fine-tuning run, from the files to the scores of every language."""
 
 import dataclasses
-import platform
 import shutil
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,10 @@ from graddrop.xglue.methods import METHODS, freeze_all_but_head, parameter_group
 from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
+from graddrop.xglue.training.origin import commit, versions
 from graddrop.xglue.training.run_data import RunData
 from graddrop.xglue.training.run_folder import RunFolder, read_json, seal_note, writing
+from graddrop.xglue.training.steps import Steps, drop_prob, masked_lr
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
         (the official score's name), `scores` (split, language, metric: fraction), `mean` (split,
         metric: unweighted over languages), `missing` (languages without a file, by split),
         `steps`, `selected_step`, `history` (the Trainer's log), `parameters`, `seconds`,
-        `versions`.
+        `commit` (of the code that ran, where it is a checkout), `versions`.
 
     Raises:
         DataError: If a file is missing, empty or malformed.
@@ -89,14 +89,15 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     is_trained = bool(state) and _is_over(state)
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, data.task, tokenizer, config.seed)
-    arguments = _arguments(config, folder, bool(data.watched))
+    steps = Steps.of(config, len(features))
+    arguments = _arguments(config, folder, steps, bool(data.watched))
     # Whatever the user may have got wrong has shown by now.
     processes.wait_for_everyone()
     with folder.at_work() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
             folder.claim(config.to_json(), checkpoint)
         processes.wait_for_everyone()
-        trainer = _trainer(config, data, features, tokenizer, model, arguments, checkpoint)
+        trainer = _trainer(config, data, features, tokenizer, model, arguments, steps, checkpoint)
         if is_trained:
             trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
         else:
@@ -147,7 +148,8 @@ def _result(
         "history": [row for row in state.log_history if "train_runtime" not in row],
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "seconds": {"train": train_seconds, "evaluate": trainer.seconds - train_seconds},
-        "versions": _versions(),
+        "commit": commit(),
+        "versions": versions(),
     }
 
 
@@ -158,6 +160,7 @@ def _trainer(
     tokenizer: "PreTrainedTokenizerBase",
     model: "PreTrainedModel",
     arguments: "TrainingArguments",
+    steps: Steps,
     checkpoint: Path | None,
 ) -> "ZeroShotTrainer":
     import transformers
@@ -175,18 +178,28 @@ def _trainer(
         train_dataset=features,
         processing_class=tokenizer,
         data_collator=getattr(transformers, HEADS[data.task.head].collator)(tokenizer),
-        optimizer_cls_and_kwargs=_optimizer(config, model),
+        optimizer_cls_and_kwargs=_optimizer(config, model, steps),
         callbacks=_callbacks(config),
     )
 
 
-def _optimizer(config: FinetuneConfig, model: "PreTrainedModel") -> tuple[type, dict[str, Any]]:
+def _optimizer(
+    config: FinetuneConfig, model: "PreTrainedModel", steps: Steps
+) -> tuple[type, dict[str, Any]]:
     """Return the optimizer's class and arguments as the Trainer takes them."""
-    assert config.lr is not None and config.drop_prob is not None
+    knobs = config.knobs()
+    groups = parameter_groups(
+        model,
+        config.weight_decay,
+        config.exempt,
+        granularity=knobs.get("granularity", "element"),
+        masked={"lr": masked_lr(config, steps)},
+    )
     return graddrop.FusedGradDropAdamW, {
-        "params": parameter_groups(model, config.weight_decay, config.exempt),
-        "lr": config.lr * METHODS[config.method].lr_factor(config.drop_prob),
-        **config.knobs(),
+        "params": groups,
+        "lr": config.lr,
+        **knobs,
+        "drop_prob": drop_prob(config, steps),
     }
 
 
@@ -205,21 +218,26 @@ def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
     return callbacks
 
 
-def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "TrainingArguments":
+def _arguments(
+    config: FinetuneConfig, folder: RunFolder, steps: Steps, evaluates: bool
+) -> "TrainingArguments":
     import torch
 
     from graddrop.xglue.training.arguments import OneDeviceArguments
     from graddrop.xglue.training.trainer import selection_metric
 
-    assert config.batch_size is not None and config.lr is not None
-    interval = "epoch" if config.eval_steps is None else "steps"
+    assert config.lr is not None
+    max_steps, eval_steps = config.max_steps, config.eval_steps
+    if config.step_batch_size != config.batch_size:  # as many steps, and evaluations, all the same
+        max_steps, eval_steps = steps.total, eval_steps or steps.per_epoch
+    interval = "epoch" if eval_steps is None else "steps"
     return OneDeviceArguments(
         output_dir=str(folder.path),
-        per_device_train_batch_size=config.batch_size // config.accumulation,
+        per_device_train_batch_size=config.step_batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         per_device_eval_batch_size=config.eval_batch_size,
         num_train_epochs=config.epochs or 1.0,
-        max_steps=config.max_steps or -1,
+        max_steps=max_steps or -1,
         learning_rate=config.lr,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
@@ -234,9 +252,9 @@ def _arguments(config: FinetuneConfig, folder: RunFolder, evaluates: bool) -> "T
         # Loss that is not a number must be seen, not smoothed away.
         logging_nan_inf_filter=False,
         eval_strategy=interval if evaluates else "no",
-        eval_steps=config.eval_steps,
+        eval_steps=eval_steps,
         save_strategy=interval,
-        save_steps=config.eval_steps or 500,
+        save_steps=eval_steps or 500,
         load_best_model_at_end=config.select != "last",
         metric_for_best_model=selection_metric(config.select),
         greater_is_better=True,
@@ -314,12 +332,3 @@ def _save_model(folder: RunFolder, trainer: "ZeroShotTrainer") -> None:
     if trainer.is_world_process_zero():
         shutil.rmtree(folder.model, ignore_errors=True)
         draft.rename(folder.model)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
-    return {
-        "python": platform.python_version(),
-        "graddrop": graddrop.__version__,
-        **{name: version(name) for name in packages},
-    }

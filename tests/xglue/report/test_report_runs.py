@@ -52,13 +52,13 @@ def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
 
 
 def test_a_setting_in_which_runs_differ_makes_arms(tmp_path: Path) -> None:
-    """As the number of processes does, and a knob that was switched off by hand."""
+    """As the number of processes does, and a knob that was set by hand."""
     one, two = (qadsm("standard", n, 0.5, processes=n + 1) for n in (0, 1))
     found = collect(put(tmp_path / "processes", one, two))
     assert [arm.label for arm in found.arms] == ["standard processes=1", "standard processes=2"]
-    by_preset, off = (qadsm("child-tuning-f", n, 0.5, rescale=(None, False)[n]) for n in (0, 1))
-    found = collect(put(tmp_path / "rescale", by_preset, off))
-    labels = ["child-tuning-f p=0.7", "child-tuning-f p=0.7 rescale=false"]
+    by_preset, by_hand = (qadsm("graddrop", n, 0.5, rescale=(None, True)[n]) for n in (0, 1))
+    found = collect(put(tmp_path / "rescale", by_preset, by_hand))
+    labels = ["graddrop p=0.5", "graddrop p=0.5 rescale=true"]
     assert [arm.label for arm in found.arms] == labels
 
 

@@ -67,7 +67,7 @@ def test_a_sweep_on_ray_ends_as_one_here(
     (data / "NER/en.train").unlink()
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        f'data = "{data}"\ntasks = ["ner", "pos"]\nmethods = ["graddrop"]\nmax-steps = 2\n'
+        f'data = "{data}"\ntasks = ["ner", "pos"]\narms = ["graddrop"]\nmax-steps = 2\n'
         "batch-size = 8\nmax-length = 32\n"
     )
     scores = []

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def write_plan(path: Path, data: Path, **changes: Any) -> Path:
     values = {
         "data": str(data),
         "tasks": ["pos"],
-        "methods": ["standard", "graddrop"],
+        "arms": ["standard", "graddrop"],
         "seeds": [0, 1],
         "max_steps": 7,
         "save_steps": 1,
@@ -173,6 +174,38 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     assert len(outcomes(output)) == 4
     assert not list(output.rglob("failure.json"))
     assert not left.exists()
+
+
+def test_scores_outlive_the_folders(sweeper: Zygote, data: Path, tmp_path: Path) -> None:
+    """A run that the file holds is not run again, from a finished folder it gets into the file."""
+    output, screen, scores = tmp_path / "output", tmp_path / "screen", tmp_path / "runs.jsonl"
+    arguments: list[Any] = ["sweep", "--workers", "1", "--output", output]
+    arguments = [
+        *arguments,
+        write_plan(tmp_path / "one.toml", data, arms=["standard"], max_steps=2),
+    ]
+    assert sweeper.run(arguments, screen) == 0, screen.read_text()
+    both = write_plan(tmp_path / "both.toml", data, max_steps=2)
+    arguments = [*arguments[:-1], both, "--scores", scores]
+    assert sweeper.run(arguments, screen) == 0, screen.read_text()
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    assert [(row["method"], row["seed"]) for row in lines] == [
+        ("standard", 0),
+        ("standard", 1),
+        ("graddrop", 0),
+        ("graddrop", 1),
+    ]
+    [result] = [json.loads(f.read_text()) for f in output.glob("runs/pos-graddrop-p0.5-s1/r*.json")]
+    assert lines[-1]["scores"] == result["scores"] and lines[-1]["steps"] == 2
+    assert lines[-1]["versions"] == result["versions"] and lines[-1]["commit"] == result["commit"]
+
+    shutil.rmtree(output)
+    assert sweeper.run(arguments, screen) == 0, screen.read_text()
+    assert not output.exists() and "4 runs finished" in screen.read_text()
+    more = write_plan(tmp_path / "more.toml", data, max_steps=2, seeds=[0, 1, 2], arms=["standard"])
+    assert sweeper.run([*arguments[:-3], more, "--scores", scores], screen) == 0
+    assert [path.name for path in output.glob("runs/*/")] == ["pos-standard-s2"]
+    assert len(scores.read_text().splitlines()) == 5
 
 
 def test_a_killed_worker_is_replaced(sweeper: Zygote, data: Path, tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ DOCS = ROOT / "docs"
 
 
 def plan(**changes: Any) -> SweepPlan:
-    """A plan of two methods for one task."""
-    values = {"tasks": ["pos"], "methods": ["standard", "graddrop"], "settings": {"data": "D"}}
-    return SweepPlan(**(values | changes))
+    """A plan of two arms for one task; whatever is no list or table of its own is a setting."""
+    values: dict[str, Any] = {"tasks": ["pos"], "arms": ["standard", "graddrop"]}
+    tables = {
+        name: changes.pop(name) for name in ("tasks", "arms", "task", "arm") if name in changes
+    }
+    return SweepPlan(**(values | tables), settings={"data": "D", **changes})
 
 
 def names(some: SweepPlan) -> list[str]:
@@ -31,7 +34,7 @@ def test_a_plan_is_a_product_in_an_order_that_compares_early() -> None:
     """All methods of one task and seed come together; drop probabilities only where they count."""
     made = plan(
         tasks=["pos", "ner"],
-        methods=["standard", "graddrop", "lr-matched"],
+        arms=["standard", "graddrop", "lr-matched"],
         seeds=[3, 1],
         drop_probs=[0.1, 0.5],
     )
@@ -52,12 +55,12 @@ def test_a_plan_is_a_product_in_an_order_that_compares_early() -> None:
 
 def test_without_drop_probs_each_method_has_its_preset() -> None:
     """The folder names it all the same, so that a list given later finds the run."""
-    made = plan(methods=list(METHODS))
+    made = plan(arms=list(METHODS))
     for config in made.configs(Path("out")):
         preset = METHODS[config.method].drop_prob
         assert config.drop_prob == (preset or None)
         assert (f"-p{preset}" in config.output) == bool(preset)
-    assert set(names(plan(methods=["graddrop"]))) == set(names(plan(drop_probs=[0.5]))) - {
+    assert set(names(plan(arms=["graddrop"]))) == set(names(plan(drop_probs=[0.5]))) - {
         "pos-standard-s0"
     }
 
@@ -72,9 +75,11 @@ def test_the_closer_table_wins() -> None:
     """A method's settings replace a task's, which replace those for all."""
     made = plan(
         tasks=["pos", "ner"],
-        settings={"data": "D", "lr": 1.0, "epochs": 7, "batch_size": 8},
+        lr=1.0,
+        epochs=7,
+        batch_size=8,
         task={"pos": {"lr": 2.0, "epochs": 8}},
-        method={"graddrop": {"lr": 3.0, "drop_probs": [0.25]}},
+        arm={"graddrop": {"lr": 3.0, "drop_probs": [0.25]}},
     )
     found = {Path(c.output).name: (c.lr, c.epochs, c.batch_size) for c in made.configs(Path("o"))}
     assert found == {
@@ -85,31 +90,62 @@ def test_the_closer_table_wins() -> None:
     }
 
 
+def test_an_arm_is_a_set_of_settings_under_a_name() -> None:
+    """Two arms may be of one method; each has its own values, and lists of them, in its folders."""
+    made = plan(
+        arms=["standard", "half-batch", "graddrop"],
+        lrs=[1e-3, 2e-3],
+        seeds=[0, 1],
+        batch_size=16,
+        arm={
+            "half-batch": {"method": "standard", "batch_size": 8, "lr": 5e-4, "seeds": [1, 2]},
+            "graddrop": {"drop_probs": [0.5, [0.5, 0.25]], "seed": 0},
+        },
+    )
+    found = {
+        Path(c.output).name: (c.method, c.lr, c.batch_size, c.drop_prob)
+        for c in made.configs(Path("o"))
+    }
+    assert found == {
+        "pos-standard-lr0.001-s0": ("standard", 1e-3, 16, None),
+        "pos-standard-lr0.002-s0": ("standard", 2e-3, 16, None),
+        "pos-graddrop-p0.5-lr0.001-s0": ("graddrop", 1e-3, 16, 0.5),
+        "pos-graddrop-p0.5,0.25-lr0.001-s0": ("graddrop", 1e-3, 16, (0.5, 0.25)),
+        "pos-graddrop-p0.5-lr0.002-s0": ("graddrop", 2e-3, 16, 0.5),
+        "pos-graddrop-p0.5,0.25-lr0.002-s0": ("graddrop", 2e-3, 16, (0.5, 0.25)),
+        "pos-standard-lr0.001-s1": ("standard", 1e-3, 16, None),
+        "pos-standard-lr0.002-s1": ("standard", 2e-3, 16, None),
+        "pos-half-batch-s1": ("standard", 5e-4, 8, None),
+        "pos-half-batch-s2": ("standard", 5e-4, 8, None),
+    }
+    assert [name[-2:] for name in found] == sorted(name[-2:] for name in found)
+
+
 TOML = """
 data = "D"
 output = "O"
 tasks = ["paws-x"]
-methods = ["lr-matched"]
+arms = ["lr-matched"]
 max-steps = 5
 lr = 5e-6
 drop-probs = [0.5]
 [task.paws-x]
 log-steps = 2
-[method.lr-matched]
+[arm.lr-matched]
 weight-decay = 0
 """
 YAML = """
 data: D
 output: O
 tasks: [paws-x]
-methods:
+arms:
   - lr-matched
 max-steps: 5
 lr: 5e-6
 drop-probs: [.5]
 task:
   paws-x: {log-steps: 2}
-method:
+arm:
   lr-matched:
     weight-decay: 0
 """
@@ -131,45 +167,57 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": []}, r"tasks: expected a list with at least one str, got \[\]"),
-        ({"tasks": "pos"}, "tasks: expected a list with at least one str, got 'pos'"),
+        ({"tasks": []}, r"tasks: expected a list with at least one value, got \[\]"),
+        ({"tasks": "pos"}, "tasks: expected a list with at least one value, got 'pos'"),
         ({"tasks": ["pos", "poss"]}, "tasks: unknown 'poss'; expected some of ner, pos"),
-        ({"methods": ["sgd"]}, "methods: unknown 'sgd'; expected some of standard"),
-        ({"methods": ["standard", "standard"]}, "methods: 'standard' stands there twice"),
+        ({"arms": ["sgd"]}, "arms: unknown 'sgd'; expected some of standard"),
+        ({"arms": ["standard", "standard"]}, "arms: 'standard' stands there twice"),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands there twice"),
-        ({"seeds": [True]}, "seeds: expected a list of int, got True in it"),
+        ({"seeds": [True]}, "wrong type .seed: expected int, got True"),
         ({"seeds": [-1]}, r"run pos-standard-s-1: seed must be in \[0, 2\*\*32\), got -1"),
-        ({"drop_probs": []}, "drop_probs: expected a list with at least one float"),
+        ({"drop_probs": []}, "drop_probs: expected a list with at least one value"),
         ({"drop_probs": [0.5, 0.5]}, "drop_probs: 0.5 stands there twice"),
         ({"drop_probs": [1.5]}, r"drop_prob must be in \[0, 1\], got 1.5"),
-        ({"methods": ["standard"], "drop_probs": [0.5]}, "none of the methods drops anything"),
+        ({"arms": ["standard"], "drop_probs": [0.5]}, "no arm here drops anything"),
         ({"lrr": 1}, "lrr: unknown setting; known: data, model"),
         ({"lr": -1}, "run pos-standard-s0: lr must be positive and finite, got -1"),
         ({"lr": "big"}, "the wrong type .lr: expected float | None, got 'big'"),
         ({"max-steps": True}, "the wrong type .max_steps: expected int | None, got True"),
         ({"languages": ["de", "xx"]}, "task pos has no language 'xx'; expected some of pl"),
-        ({"seed": 1}, "seed: list the values as seeds for the sweep"),
         ({"task": "pos"}, r"task: expected tables \[task.NAME\], got 'pos'"),
         ({"task": {"poss": {}}}, r"\[task.poss\]: unknown task; expected one of ner"),
         ({"task": {"pos": 3}}, r"\[task.pos\]: expected a table of settings, got 3"),
         ({"task": {"pos": {"lrr": 1}}}, r"\[task.pos\] lrr: unknown setting"),
-        ({"method": {"graddrop": {"drop-prob": 1}}}, "drop_prob: list the values as drop_probs"),
-        ({"method": {"graddrop": {"drop-probs": []}}}, r"\[method.graddrop\] drop_probs: expected"),
-        ({"method": {"standard": {"drop-probs": [1.0]}}}, "drop_probs: it drops nothing"),
-        ({"method": {"graddrop": {"output": "x"}}}, "runs get folders of their own"),
+        ({"lrs": [1e-3, 1e-3]}, "lrs: 0.001 stands there twice"),
+        ({"lrs": 1e-3}, "lrs: expected a list with at least one value, got 0.001"),
+        ({"lrs": [1e-3], "lr": 1e-3}, "lrs: lr is there as well; leave out one"),
+        ({"lrs": [1e-3, "x"]}, "wrong type .lr: expected float | None, got 'x'"),
+        ({"task": {"pos": {"seeds": []}}}, r"\[task.pos\] seeds: expected a list"),
+        ({"method": "graddrop"}, r"method: list the arms, or name it in a table \[arm.NAME\]"),
+        ({"arms": ["half"]}, "arms: unknown 'half'; expected some of standard"),
+        ({"arm": {"half": {"lr": 1}}}, r"\[arm.half\]: unknown method 'half'; expected method"),
+        ({"arm": {"half": {"method": 3}}}, r"\[arm.half\]: unknown method 3"),
+        ({"arm": {"a/b": {"method": "standard"}}}, "expected a name that a folder can have"),
+        (
+            {"arms": ["standard", "too"], "arm": {"too": {"method": "standard"}}},
+            "pos-standard-s0 and pos-too-s0 are the same run; leave out one of the arms",
+        ),
+        ({"arm": {"graddrop": {"drop-probs": []}}}, r"\[arm.graddrop\] drop_probs: expected"),
+        ({"arm": {"standard": {"drop-probs": [1.0]}}}, "drop_probs: no arm here drops anything"),
+        ({"arm": {"graddrop": {"output": "x"}}}, "runs get folders of their own"),
         ({"output": 3}, "output: expected a folder, got 3"),
         ({"data": None}, "data: expected str, got None"),
         (
             {"accumulation": 3},
             "run pos-standard-s0: accumulation must divide batch_size, got 3 for",
         ),
-        ({"method": {"graddrop": {"site": "x"}}}, "run pos-graddrop-p0.5-s0: Invalid site: 'x'"),
+        ({"arm": {"graddrop": {"site": "x"}}}, "run pos-graddrop-p0.5-s0: Invalid site: 'x'"),
         ({"max_steps": 1, "max-steps": 2}, "max_steps is set twice"),
     ],
 )
 def test_bad_plans_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """The message names the file and the setting."""
-    values = {"data": "D", "tasks": ["pos"], "methods": ["standard", "graddrop"]} | changes
+    values = {"data": "D", "tasks": ["pos"], "arms": ["standard", "graddrop"]} | changes
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(values))  # which is YAML, too
     with pytest.raises(ValueError, match=message) as error:
