@@ -49,6 +49,7 @@ class Task:
         first: Columns joined by one space into the first segment (`rows` only).
         second: Columns joined by one space into the second segment (`rows` only).
         ranks: Whether predictions are scores to rank by, labels being grades (`rows` only).
+        leaking: Languages whose dev set holds the sentences of test: no score on it may select.
         header: Splits whose files begin with a line of column names.
         aliases: Other spellings of labels found in official files.
         hub_config: Configuration of the parquet mirror.
@@ -68,6 +69,7 @@ class Task:
     first: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     ranks: bool = False
+    leaking: frozenset[str] = frozenset()
     header: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     hub_config: str = ""
@@ -145,6 +147,7 @@ _ROWS = (
         labels=_languages(
             "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
         ),
+        leaking=frozenset({"th"}),
         hub_config="pos",
         hub_columns={"tags": ("pos",)},
     ),

@@ -41,8 +41,9 @@ def chunk_precision(
 ) -> float:
     """Return the share of predicted chunks that are right, which XGLUE calls accuracy of POS.
 
-    Part-of-speech tags have no B- or I- before them, so their first letter is read as one and the
-    rest as the type: equal neighbours merge into one chunk, and CCONJ counts as SCONJ.
+    Part-of-speech tags have no B- or I- before them. Their first letter is read as one, and the
+    whole tag as the type: equal neighbours merge into one chunk, but for SCONJ and SYM, since S
+    stands for a chunk of one word.
     """
     hits, predicted, _ = _count_chunks(examples["tags"], predictions)
     return hits / predicted if predicted else 0.0
@@ -94,8 +95,10 @@ def chunks(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """Find the chunks of a sentence as the conlleval script does, without strictness.
 
     Args:
-        tags: One tag per word, `O` or a prefix out of B, I, E, S with a type after it. B and S
-            begin a chunk; a change of type does, too.
+        tags: One tag per word. The first letter is its prefix: O is outside, B and S begin a chunk,
+            a change of type does, too. The type is what follows the last hyphen, the whole tag
+            where there is none (as in seqeval 0.0.12, which published scores come from; later
+            versions cut the first letter off).
 
     Yields:
         Type, first and last word.
@@ -104,7 +107,7 @@ def chunks(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     before, type_before = "O", ""
     for position, tag in enumerate([*tags, "O"]):
         prefix = tag[0]
-        type_ = tag[1:].split("-", maxsplit=1)[-1] or "_"
+        type_ = tag.rpartition("-")[2]
         if (
             before in "ES"
             or (before in "BI" and prefix in "BSO")

@@ -48,15 +48,18 @@ class RunData:
                 [code for code in codes if whole or (english and code == TRAIN_LANGUAGE)]
                 for codes in (there, absent)
             )
-        # Averaging needs every language; strict zero-shot looks at English alone.
-        every = config.eval_all or config.select == "average-dev"
-        self.watched = [
-            language
-            for language in evaluation_languages(self.task, source, "dev", config.languages)[0]
-            if every or language == TRAIN_LANGUAGE
+        # Strict zero-shot looks at English alone, averaging at every language that does not tell
+        # of test.
+        there, _ = evaluation_languages(self.task, source, "dev", config.languages)
+        averages = config.select == "average-dev"
+        judges = [
+            code
+            for code in there
+            if code == TRAIN_LANGUAGE or (averages and code not in self.task.leaking)
         ]
+        self.watched = there if config.eval_all else judges
         """Languages evaluated on dev during training."""
-        if config.select != "last" and not self.watched:
+        if config.select != "last" and not judges:
             raise DataError(
                 f"{source.where(self.task, 'dev', TRAIN_LANGUAGE)}: not among the languages "
                 f"found; select={config.select} needs it, select=last does not"

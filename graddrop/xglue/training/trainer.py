@@ -104,15 +104,17 @@ class ZeroShotTrainer(Trainer):
         """Score the languages given at construction.
 
         Returns:
-            `eval_LANGUAGE` with the official score for each of them, `eval_average` with their
-            unweighted mean.
+            `eval_LANGUAGE` with the official score for each of them, `eval_average` with the
+            unweighted mean of those whose dev set does not leak, if there is one.
         """
         scores = {
             language: self.score(entry, self.predict_language(entry), language)[self.task.score]
             for language, entry in self.evaluations.items()
         }
         metrics = {f"{metric_key_prefix}_{language}": score for language, score in scores.items()}
-        metrics[f"{metric_key_prefix}_average"] = sum(scores.values()) / len(scores)
+        judges = [score for language, score in scores.items() if language not in self.task.leaking]
+        if judges:
+            metrics[f"{metric_key_prefix}_average"] = sum(judges) / len(judges)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -249,3 +249,20 @@ def test_every_real_file_is_read(name: str) -> None:
                 expected = path.read_text(encoding="utf-8").count('"answers":')
             assert len(examples) == expected, path
     assert read_any
+
+
+@pytest.mark.skipif(not (REAL_DATA / "POS").is_dir(), reason=NO_REAL_DATA)
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.layout == "words"])
+def test_dev_sets_that_hold_the_sentences_of_test_are_marked(task: Any) -> None:
+    """All of them, and no other."""
+    source = FolderSource(REAL_DATA)
+    leaking = set()
+    for language in task.languages:
+        if source.has(task, "dev", language) and source.has(task, "test", language):
+            dev, test = (
+                {tuple(row["words"]) for row in source.examples(task, split, language)}
+                for split in ("dev", "test")
+            )
+            if len(dev & test) > len(dev) / 2:
+                leaking.add(language)
+    assert leaking == task.leaking

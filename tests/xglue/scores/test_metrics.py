@@ -38,11 +38,21 @@ def test_accuracy_is_the_share_of_equal_labels() -> None:
         ("B-PER B-PER", [("PER", 0, 0), ("PER", 1, 1)]),
         ("I-PER I-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),
         ("O O", []),
-        # Tags without prefix: the first letter is taken for one.
-        ("NOUN NOUN VERB", [("OUN", 0, 1), ("ERB", 2, 2)]),
-        ("SCONJ CCONJ", [("CONJ", 0, 0), ("CONJ", 0, 1)]),
-        ("CCONJ SCONJ", [("CONJ", 1, 1)]),
-        ("SYM SYM", [("YM", 0, 0), ("YM", 1, 1)]),
+        # Tags without prefix: the first letter is taken for one, the whole tag is the type.
+        ("NOUN NOUN VERB", [("NOUN", 0, 1), ("VERB", 2, 2)]),
+        ("ADJ ADV ADV AUX", [("ADJ", 0, 0), ("ADV", 1, 2), ("AUX", 3, 3)]),
+        ("PRON PROPN PUNCT PUNCT", [("PRON", 0, 0), ("PROPN", 1, 1), ("PUNCT", 2, 3)]),
+        ("X X DET X", [("X", 0, 1), ("DET", 2, 2), ("X", 3, 3)]),
+        # I goes on, and begins where there was something else.
+        ("INTJ INTJ NUM INTJ", [("INTJ", 0, 1), ("NUM", 2, 2), ("INTJ", 3, 3)]),
+        # S stands for one word.
+        ("SYM SYM", [("SYM", 0, 0), ("SYM", 1, 1)]),
+        ("INTJ SYM INTJ", [("INTJ", 0, 0), ("SYM", 1, 1), ("INTJ", 2, 2)]),
+        ("SCONJ CCONJ", [("SCONJ", 0, 0), ("CCONJ", 1, 1)]),
+        ("CCONJ SCONJ", [("CCONJ", 0, 0), ("SCONJ", 1, 1)]),
+        ("CCONJ CCONJ SCONJ SCONJ", [("CCONJ", 0, 1), ("SCONJ", 2, 2), ("SCONJ", 3, 3)]),
+        # Of several hyphens the last one counts.
+        ("B-A-PER I-B-PER", [("PER", 0, 1)]),
     ],
 )
 def test_chunks_are_those_of_the_lenient_script(tags: str, expected: list[Any]) -> None:
@@ -69,13 +79,22 @@ def test_short_predictions_are_filled_with_o() -> None:
         score("entity_f1", gold, [["O"] * 4])
 
 
-def test_pos_merges_equal_neighbours_and_takes_cconj_for_sconj() -> None:
-    """Both oddities of the official score, next to the plain accuracy over words."""
-    gold = {"tags": [["NOUN", "NOUN", "VERB", "CCONJ"]]}
-    predicted = [["NOUN", "VERB", "VERB", "SCONJ"]]
-    # Predicted chunks: NOUN 0-0, VERB 1-2, CONJ 3-3; gold: NOUN 0-1, VERB 2-2, CONJ 3-3.
-    assert score("chunk_precision", gold, predicted) == pytest.approx(1 / 3)
-    assert score("token_accuracy", gold, predicted) == 2 / 4
+@pytest.mark.parametrize("tag", TASKS["pos"].labels)
+def test_equal_neighbours_are_one_chunk_unless_they_begin_with_s(tag: str) -> None:
+    """For every tag of the task."""
+    alone = tag in ("SCONJ", "SYM")
+    expected = [(tag, 0, 0), (tag, 1, 1)] if alone else [(tag, 0, 1)]
+    assert list(chunks([tag, tag])) == expected
+    assert list(chunks(["O", tag, "O"])) == [(tag, 1, 1)]
+
+
+def test_pos_merges_equal_neighbours_and_tells_cconj_from_sconj() -> None:
+    """The oddity of the official score, next to the plain accuracy over words."""
+    gold = {"tags": [["DET", "NOUN", "NOUN", "VERB", "CCONJ"]]}
+    predicted = [["DET", "NOUN", "VERB", "VERB", "SCONJ"]]
+    # Predicted: DET 0-0, NOUN 1-1, VERB 2-3, SCONJ 4-4; gold: DET 0-0, NOUN 1-2, VERB 3-3, CCONJ.
+    assert score("chunk_precision", gold, predicted) == 1 / 4
+    assert score("token_accuracy", gold, predicted) == 3 / 5
 
 
 @pytest.mark.parametrize("task", ["ner", "pos"])
@@ -91,10 +110,17 @@ def test_chunk_scores_equal_seqeval(task: str) -> None:
     ]
     name = {"ner": "entity_f1", "pos": "chunk_precision"}[task]
     official = {"ner": seqeval.f1_score, "pos": seqeval.precision_score}[task]
+
+    def spelt(sentences: list[list[str]]) -> list[list[str]]:
+        """Bare tags such that the installed version, too, takes all of them for the type."""
+        if task == "ner":
+            return sentences
+        return [[f"{tag[0]}-{tag}" for tag in sentence] for sentence in sentences]
+
     with warnings.catch_warnings():
-        # seqeval says so of every tag without a prefix, as those of POS are.
+        # seqeval says so of every prefix that it does not know.
         warnings.filterwarnings("ignore", ".* seems not to be NE tag", UserWarning)
-        expected = official(gold, predicted)
+        expected = official(spelt(gold), spelt(predicted))
     assert score(name, {"tags": gold}, predicted) == expected
     assert score("token_accuracy", {"tags": gold}, predicted) != pytest.approx(expected, abs=1e-3)
 

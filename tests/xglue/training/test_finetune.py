@@ -11,7 +11,7 @@ from helpers.root import ROOT
 pytest.importorskip("transformers", reason="needs the extra xglue")
 pytest.importorskip("datasets", reason="needs the extra xglue")
 
-from helpers.finetune_runs import config, write_data
+from helpers.finetune_runs import config, trainer_of, write_data, write_sentences
 
 from graddrop.cli import main
 from graddrop.xglue.data.layouts import DataError
@@ -95,6 +95,27 @@ def test_only_what_is_to_be_scored_is_read(
     }
     # Negative control: by default all is read.
     assert main([*command, "--evaluate", "dev", "test", "--output", str(tmp_path / "all")]) == 2
+
+
+@pytest.mark.parametrize("eval_all", [False, True])
+def test_a_dev_set_that_leaks_test_selects_nothing(
+    tmp_path: Path, eval_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thai dev of POS is Thai test: it is no part of the average, and not looked at for it."""
+    data = write_data(tmp_path / "data")
+    write_sentences(data / "POS/th.dev", 3)
+    trainer = trainer_of(config(data, tmp_path / "a", select="average-dev", eval_all=eval_all))
+    made_up = {"de": 0.25, "en": 0.5, "th": 1.0}
+    monkeypatch.setattr(
+        trainer, "score", lambda entry, tags, code: {trainer.task.score: made_up[code]}
+    )
+    watched = {"de", "en", "th"} if eval_all else {"de", "en"}
+    assert trainer.evaluations.keys() == watched
+    scores = {f"eval_{code}": made_up[code] for code in watched}
+    expected = {**scores, "eval_average": 0.375}
+    assert expected.items() <= trainer.evaluate().items()
+    with pytest.raises(DataError, match="not among the languages found; select=average-dev"):
+        trainer_of(config(data, tmp_path / "b", select="average-dev", languages=("th",)))
 
 
 def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:
