@@ -10,7 +10,13 @@ from typing import Any
 from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
-from graddrop.xglue.training.run_folder import CONFIG_FILE, FAILURE_FILE, RESULT_FILE, read_json
+from graddrop.xglue.training.run_folder import (
+    CONFIG_FILE,
+    FAILURE_FILE,
+    RESULT_FILE,
+    RunFolder,
+    read_json,
+)
 from graddrop.xglue.training.score_file import ScoreFile, result_of
 
 _IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", "evaluate", *KNOBS))
@@ -193,14 +199,15 @@ def _not_finished(
     failed: dict[str, str] = {}
     for path in sorted(folder.rglob(FAILURE_FILE)):
         name = _name(path, folder)
-        if name not in finished:
-            failed[name] = read_json(path)["error"]
+        failure = RunFolder(path.parent).failure()
+        if name not in finished and failure is not None:
+            failed[name] = failure["error"]
     begun = []
     for path in sorted(folder.rglob(CONFIG_FILE)):
         name = _name(path, folder)
         config = read_json(path) if name not in finished and name not in failed else {}
         # A model's folder has a file of this name as well.
-        if isinstance(config, dict) and {"task", "method", "seed"} <= config.keys():
+        if {"task", "method", "seed"} <= config.keys():
             begun.append(name)
     return failed, tuple(begun)
 

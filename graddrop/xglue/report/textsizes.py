@@ -1,13 +1,13 @@
 """How much text each language had in a model's pretraining."""
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from graddrop.xglue.textfile import brief, read_json
 from graddrop.xglue.training.pretrain import RESULT_FILE
-from graddrop.xglue.training.run_folder import read_json
 
 # Conneau et al. 2020 (arXiv 1911.02116), the table of CC-100 in the appendix: GiB of text that
 # XLM-R saw. The languages of XGLUE; zh is simplified Chinese.
@@ -65,8 +65,7 @@ def text_sizes(model: str, folder: Path, file: Path | None = None) -> TextSizes 
         for any other model.
 
     Raises:
-        ValueError: If a size is no positive number.
-        RunFolderError: If a file is not JSON.
+        ValueError: If a file is not JSON, or a size no positive number.
         OSError: If a file cannot be read.
     """
     if file is not None:
@@ -77,11 +76,15 @@ def text_sizes(model: str, folder: Path, file: Path | None = None) -> TextSizes 
         record = place / model / RESULT_FILE
         if record.is_file():
             source = "the record that graddrop pretrain wrote beside the model"
-            return TextSizes(_checked(record, read_json(record).get("bytes")), "bytes", source)
+            return TextSizes(_checked(record, _bytes(read_json(record))), "bytes", source)
     if _XLMR.search(model):
         source = "the CC-100 table of the XLM-R paper (Conneau et al. 2020, arXiv 1911.02116)"
         return TextSizes(CC100_GIB, "GiB", source)
     return None
+
+
+def _bytes(record: object) -> object:
+    return record.get("bytes") if isinstance(record, dict) else record
 
 
 def _checked(file: Path, sizes: object) -> dict[str, float]:
@@ -90,6 +93,6 @@ def _checked(file: Path, sizes: object) -> dict[str, float]:
         raise ValueError(f"{file}: {expected}, found {type(sizes).__name__}")
     for language, size in sizes.items():
         number = isinstance(size, int | float) and not isinstance(size, bool)
-        if not number or not (size > 0 and math.isfinite(size)):
-            raise ValueError(f"{file}: {expected}, found {size!r} for {language}")
+        if not number or not 0 < size <= sys.float_info.max:
+            raise ValueError(f"{file}: {expected}, found {brief(size)} for {brief(language)}")
     return {language: float(size) for language, size in sizes.items()}

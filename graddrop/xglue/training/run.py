@@ -172,7 +172,7 @@ def _trainer(
     return ZeroShotTrainer(
         task=data.task,
         evaluations=dict(data.evaluation_sets("dev", tokenizer, data.watched)),
-        seconds_before=seal_note(checkpoint)["seconds"] if checkpoint else 0.0,
+        seconds_before=seal_note(checkpoint).get("seconds", 0.0) if checkpoint else 0.0,
         model=model,
         args=arguments,
         train_dataset=features,

@@ -11,6 +11,7 @@ result.json     scores; written last, so a folder with it is finished
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from graddrop.xglue.locks import Lock, take
+from graddrop.xglue.textfile import TextFileError, brief
+from graddrop.xglue.textfile import read_json as read_any_json
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
@@ -77,17 +80,22 @@ def write_file(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run, which holds an object.
 
     Raises:
-        RunFolderError: If it is not JSON.
+        RunFolderError: If it holds something else.
         OSError: If it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path}: expected JSON ({error}); remove the file") from error
+        value = read_any_json(path)
+    except TextFileError as error:
+        raise RunFolderError(f"{error}; remove the file") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(
+            f"{path}: expected a JSON object, found {brief(value)}; remove the file"
+        )
+    return value
 
 
 @contextmanager
@@ -228,9 +236,23 @@ class RunFolder:
             return take(lock, shared=True) is Lock.BUSY
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, or None."""
+        """Return the result of a finished run, or None.
+
+        Raises:
+            RunFolderError: If the file holds no result.
+            OSError: If it cannot be read.
+        """
         file = self.path / RESULT_FILE
-        return read_json(file) if file.exists() else None
+        if not file.exists():
+            return None
+        result = read_json(file)
+        for name in ("scores", "missing", "seconds"):
+            if not isinstance(result.get(name), dict):
+                raise RunFolderError(
+                    f"{file}: expected the result of a run, found {name} to be "
+                    f"{brief(result.get(name))}; remove the file"
+                )
+        return result
 
     def finish(self, result: dict[str, Any], keep_checkpoints: bool) -> None:
         """Write the result, then remove the checkpoints unless they are to be kept."""
@@ -243,16 +265,23 @@ class RunFolder:
     def tidy(self, keep_checkpoints: bool) -> None:
         """Remove what a process that was killed after the result was written has left to remove."""
         finished = (self.path / RESULT_FILE).exists()
-        if keep_checkpoints or not finished or not any(self.path.glob("checkpoint-*")):
+        if keep_checkpoints or not finished or not self._checkpoints():
             return
         # Nothing depends on it: whoever is at work, or may write here, does it another time.
         with suppress(RunFolderBusyError, OSError), self.at_work():
             self.discard_checkpoints()
 
     def failure(self) -> dict[str, Any] | None:
-        """Return the record of a failed last attempt (see `fail`), or None."""
-        file = self.path / FAILURE_FILE
-        return read_json(file) if file.exists() else None
+        """Return the record of a failed last attempt (see `fail`), or None.
+
+        Nothing depends on it: what is none is passed over, and the next failure replaces it.
+        """
+        try:
+            record = read_json(self.path / FAILURE_FILE)
+        except (FileNotFoundError, RunFolderError):
+            return None
+        of_kind = type(record.get("attempts")) is int and isinstance(record.get("error"), str)
+        return record if of_kind else None
 
     def fail(self, error: str) -> dict[str, Any]:
         """Record that an attempt has failed.
@@ -289,20 +318,28 @@ class RunFolder:
 
     def discard_checkpoints(self, but: Collection[Path] = ()) -> None:
         """Remove all checkpoints but some; what the system does not let go of stays."""
-        for folder in self.path.glob("checkpoint-*"):
+        for folder in self._checkpoints():
             if folder not in but:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _whole_checkpoints(self) -> list[Path]:
-        return [folder for folder in self.path.glob("checkpoint-*") if is_whole(folder)]
+        return [folder for folder in self._checkpoints() if is_whole(folder)]
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the Trainer's; a copy with another name is the user's own."""
+        named = self.path.glob("checkpoint-*")
+        return [folder for folder in named if re.fullmatch("checkpoint-[0-9]+", folder.name)]
 
 
-def seal(checkpoint: Path, note: dict[str, Any]) -> None:
+def seal(checkpoint: Path, note: dict[str, float]) -> None:
     """Declare a checkpoint whole.
 
     Args:
         checkpoint: Folder whose files are all written.
-        note: Anything to keep with it.
+        note: Numbers to keep with it.
+
+    Raises:
+        OSError: If the disk fails; the checkpoint is then not sealed.
     """
     sizes = {}
     for file in sorted(checkpoint.rglob("*")):
@@ -316,16 +353,30 @@ def seal(checkpoint: Path, note: dict[str, Any]) -> None:
 
 def is_whole(checkpoint: Path) -> bool:
     """Return whether a checkpoint was sealed and still has every file at its full size."""
-    file = checkpoint / SEAL_FILE
-    return file.exists() and all(
+    seal_ = _seal(checkpoint)
+    return bool(seal_["sizes"]) and all(
         (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
-        for name, size in read_json(file)["sizes"].items()
+        for name, size in seal_["sizes"].items()
     )
 
 
-def seal_note(checkpoint: Path) -> dict[str, Any]:
+def seal_note(checkpoint: Path) -> dict[str, float]:
     """Return what was kept with the seal of a whole checkpoint."""
-    return read_json(checkpoint / SEAL_FILE)["note"]
+    return _seal(checkpoint)["note"]
+
+
+def _seal(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Return what a seal says; one that is absent, or not as we write it, seals nothing."""
+    try:
+        seal_ = read_json(checkpoint / SEAL_FILE)
+    except (FileNotFoundError, RunFolderError):
+        seal_ = {}
+    parts: dict[str, Any] = {name: seal_.get(name) for name in ("sizes", "note")}
+    of_numbers = all(
+        isinstance(part, dict) and all(isinstance(value, int | float) for value in part.values())
+        for part in parts.values()
+    )
+    return parts if of_numbers else {"sizes": {}, "note": {}}
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -333,5 +384,6 @@ def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:
         name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name)
     )
     return "; ".join(
-        f"{name}: there {stored.get(name)!r}, asked {asked.get(name)!r}" for name in names[:4]
+        f"{name}: there {brief(stored.get(name))}, asked {brief(asked.get(name))}"
+        for name in names[:4]
     )
