@@ -70,7 +70,8 @@ def graddrop_adamw_(
         exp_avgs: first moments, shapes and devices of ``params``, updated in place.
         exp_avg_sqs: second moments, dtypes and strides of ``exp_avgs``, updated in place.
         state_steps: float32 tensors of one element: steps finished by each tensor, advanced by
-            one. On the parameter's device, or (not for the Triton backend) on the CPU.
+            one, unless ``site="freeze"`` drops it as a whole. On the parameter's device, or (not
+            for the Triton backend) on the CPU.
         lr: learning rate, >= 0; a 0-dim tensor is read on the device.
         draw: index of the mask and of the rounding's bits, in [0, 2**32).
         betas: decay of the two moments, in [0, 1).

@@ -62,7 +62,7 @@ class FusedGradDropAdamW(Optimizer):
             :meth:`new_mask` is called).
         site: where the mask acts: ``"grad"`` (masked gradients enter the moments), ``"update"``
             (dense moments; the parameter moves only where kept) or ``"freeze"`` (where dropped
-            nothing changes, moments included).
+            nothing changes, moments included; a tensor that one decision drops keeps its ``step``).
         rescale: scale what is kept by 1 / (realised keep probability).
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
         stochastic_rounding: round bfloat16 parameters at random, on average to the exact value, so
@@ -247,9 +247,10 @@ class FusedGradDropAdamW(Optimizer):
     def dropped_params(self) -> list[Tensor]:
         """The parameters that the next :meth:`step` drops as a whole, known before backward.
 
-        Only ``granularity="tensor"`` and ``"layer"`` drop whole parameters by decision; with the
-        finer ones none is listed. Under ``site="grad"`` or ``"freeze"`` their gradients are not
-        read for anything and may be left stale; without one (None), ``step`` too stands still.
+        One decision does so: with ``granularity="tensor"`` and ``"layer"``, and with
+        ``drop_prob=1``. What chance drops entry by entry is not listed. Under ``site="grad"`` or
+        ``"freeze"`` their gradients are not read for anything and may be left stale; without one
+        (None), ``step`` too stands still.
         """
         self._counters.sync(self.param_groups)
         dropped = []

@@ -19,7 +19,7 @@ shard is nothing but a range ``[BEGIN, END)``.
     GRAD,  # as PARAM; or NO_GRAD
     EXP_AVG,  # as PARAM
     EXP_AVG_SQ,  # as PARAM
-    STEP,  # address of the tensor's float32 step counter; advanced by the step
+    STEP,  # address of the tensor's float32 step counter; advanced by a step that is its own
     BEGIN,  # index in the whole parameter of the first local entry
     END,  # BEGIN + number of local entries (strided layout: the same sum, no index)
     STREAM,  # mask contract stream of the decisions, [0, 2**32)

@@ -80,20 +80,23 @@ class Knobs:
     def keep_wholes(
         self, stream_ids: Sequence[int], layers: Sequence[int | None], draw: int
     ) -> list[bool]:
-        """Of each parameter, whether a decision of its own or its layer's keeps it as a whole.
+        """Of each parameter, False where one decision drops it as a whole.
 
-        True where there is none: finer granularities, exempt groups, parameters in no layer.
+        That is its own or its layer's, or ``drop_prob=1``, which drops all that is masked. What
+        chance drops entry by entry or row by row is not looked for: shards would disagree.
         """
-        if self.masks_nothing or self.granularity not in ("tensor", "layer"):
+        if self.masks_nothing:
             return [True] * len(stream_ids)
-        by_layer = self.granularity == "layer"
+        drop_threshold, by_layer = threshold(float(self.drop_prob)), self.granularity == "layer"
+        if not by_layer and self.granularity != "tensor" and drop_threshold < 1 << 16:
+            return [True] * len(stream_ids)
         units: Sequence[int | None] = layers if by_layer else stream_ids
         keep = keep_elements(
             torch.tensor([unit or 0 for unit in units], dtype=torch.int64, device="cpu"),
             stream=LAYER_STREAM if by_layer else TENSOR_STREAM,
             seed=self.seed,
             draw=draw,
-            drop_threshold=threshold(float(self.drop_prob)),
+            drop_threshold=drop_threshold,
         )
         return [unit is None or kept for unit, kept in zip(units, keep.tolist(), strict=True)]
 

@@ -144,8 +144,8 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
         if (row[GRAD] == NO_GRAD) continue;
         Tensor t =
             derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel);
+        if (t.dropped && t.site == SITE_FREEZE) continue;  // its step counter stays, too
         *t.finished += 1;
-        if (t.dropped && t.site == SITE_FREEZE) t.n_tiles = 0;
         work.add(t, i);
     }
     run_on_threads(step_tiles, work, n_threads, gomp_parallel);

@@ -32,7 +32,7 @@ INV_BIAS_CORRECTION2_SQRT = tl.constexpr(7)
 FLOATS = tl.constexpr(8)
 
 # and int32 [n_tensors, INTS]
-ACTIVE = tl.constexpr(0)  # 0: skipped, or frozen as a whole; nothing of the tensor changes
+ACTIVE = tl.constexpr(0)  # 0: skipped, no gradient, or frozen as a whole; nothing of it changes
 KEEP = tl.constexpr(1)  # SOURCE_TENSOR: the decision
 THRESHOLD = tl.constexpr(2)  # [0, 65536]
 DRAW = tl.constexpr(3)  # bits of a uint32, as are the halves of the key
@@ -77,8 +77,6 @@ def prepare(
 
     step_ptr = tl.load(row + _STEP, mask=valid, other=0).to(tl.pointer_type(tl.float32))
     finished = tl.load(step_ptr, mask=valid, other=0.0)
-    moves = active * (tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD).to(tl.int32)
-    tl.store(step_ptr, finished + moves, mask=valid)
     step = finished.to(tl.float64) + 1.0
     bias_correction1 = 1.0 - tl.exp(step * log_beta1)
     bias_correction2 = 1.0 - tl.exp(step * log_beta2)
@@ -108,7 +106,11 @@ def prepare(
     scale = tl.where(tl.load(group + _RESCALE) != 0.0, 65536.0 / kept, 1.0)
     on_grad = (source != _SOURCE_NONE) & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
     on_update = (source != _SOURCE_NONE) & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
-    frozen = (source == _SOURCE_TENSOR) & (site == _SITE_FREEZE) & (keep == 0)
+    decided = (source == _SOURCE_TENSOR) | ((source != _SOURCE_NONE) & (threshold == 65536))
+    frozen = decided & (site == _SITE_FREEZE) & (keep == 0)
+    has_grad = tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD
+    moves = active * (has_grad & (frozen == 0)).to(tl.int32)
+    tl.store(step_ptr, finished + moves, mask=valid)
 
     grad_factor = tl.load(group + _GRAD_SIGN) * tl.where(on_grad, scale, 1.0) * inv_loss_scale
     step_size = lr / bias_correction1 * tl.where(on_update, scale, 1.0)
@@ -124,7 +126,7 @@ def prepare(
     inv_bias_correction2_sqrt = 1.0 / tl.sqrt(bias_correction2)
     tl.store(out + INV_BIAS_CORRECTION2_SQRT, inv_bias_correction2_sqrt.to(tl.float32), mask=valid)
     out = ints + tensor * INTS
-    tl.store(out + ACTIVE, moves * (frozen == 0).to(tl.int32), mask=valid)
+    tl.store(out + ACTIVE, moves, mask=valid)
     tl.store(out + KEEP, keep.to(tl.int32), mask=valid)
     tl.store(out + THRESHOLD, threshold, mask=valid)
     tl.store(out + DRAW, draw.to(tl.int32, bitcast=True), mask=valid)

@@ -67,6 +67,8 @@ class ReferenceExecutor:
             if grad is None:
                 continue
             group = self._knobs[slot.group]
+            if group.site == "freeze" and not self._keeps_any(slot):
+                continue
             keep = self._keep(slot)
             slot.step.add_(1)
             adamw_step_(
@@ -89,16 +91,24 @@ class ReferenceExecutor:
             )
         self._counters[abi.STEPS_FINISHED].add_(1)
 
-    def _keep(self, slot: Slot) -> Tensor | None:
+    def _draw(self, group: Knobs) -> int:
         assert self._counters is not None
         steps_finished, masks_begun = self._counters.tolist()
+        return group.draw(steps_finished, masks_begun)
+
+    def _keeps_any(self, slot: Slot) -> bool:
+        """False if one decision drops the whole tensor."""
+        group = self._knobs[slot.group]
+        return group.keep_wholes([slot.stream_id], [slot.layer], self._draw(group))[0]
+
+    def _keep(self, slot: Slot) -> Tensor | None:
         group = self._knobs[slot.group]
         return group.keep_mask(
             tuple(slot.param.shape),
             stream_id=slot.stream_id,
             layer=slot.layer,
             shard=slot.shard,
-            draw=group.draw(steps_finished, masks_begun),
+            draw=self._draw(group),
             device=slot.param.device,
         )
 
