@@ -71,8 +71,8 @@ class FinetuneConfig:
         period: How long a mask lives: `step`, `epoch`, or a number of steps.
         site: Where the mask acts: `grad`, `update` or `freeze`.
         rescale: Whether what is kept is scaled by the inverse of the keep probability.
-        unfreeze_over: Share of the training over which gradual unfreezing releases the layers;
-            None releases one per epoch.
+        unfreeze_over: Share of the training, in (0, 1], over which gradual unfreezing releases the
+            layers; None means all of it.
         select: Whose weights are kept: the best checkpoint by English dev (strictly zero-shot), by
             dev averaged over languages (as the published baseline does), or the last.
         patience: Evaluations without a better score after which training stops; None never stops.

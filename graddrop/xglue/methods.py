@@ -71,8 +71,20 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+def head_of(model: "PreTrainedModel") -> frozenset[str]:
+    """Return the names of the head's parameters, see `graddrop.xglue.heads.model.load_model`."""
+    loaded: Any = model
+    return loaded.head_parameters
+
+
+def set_head(model: "PreTrainedModel", names: frozenset[str]) -> None:
+    """Say which parameters are the head's."""
+    loaded: Any = model
+    loaded.head_parameters = names
+
+
 def _is_head(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
-    return not name.startswith(f"{model.base_model_prefix}.")
+    return name in head_of(model)
 
 
 def _is_embedding(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
@@ -142,5 +154,58 @@ def parameter_groups(
 
 def freeze_all_but_head(model: "PreTrainedModel") -> None:
     """Take the gradient from every parameter below the task's head."""
-    for parameter in model.base_model.parameters():
-        parameter.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head_of(model))
+
+
+def check_layers(model: "PreTrainedModel") -> None:
+    """Refuse a model whose layers are not told apart by its parameters' names.
+
+    Raises:
+        ValueError: If fewer layers are found than there are, or one number stands for several.
+    """
+    stacks: dict[int, set[str]] = {}
+    for name, _ in model.named_parameters():
+        layer = layer_of(name)
+        if layer is not None:
+            stacks.setdefault(layer, set()).add(name[: name.index(f".{layer}.")])
+    kind = type(model).__name__
+    wanted = getattr(model.config, "num_hidden_layers", None)
+    if not stacks or (wanted is not None and len(stacks) < wanted):
+        raise ValueError(
+            f"the method goes by layers, and {kind} tells {len(stacks)} of its {wanted} layers by "
+            "name; choose another method or model"
+        )
+    shared = next((sorted(places) for places in stacks.values() if len(places) > 1), None)
+    if shared:
+        raise ValueError(
+            f"the method goes by layers, and {kind} has several stacks of them "
+            f"({', '.join(shared)}); choose another method or model"
+        )
+
+
+def release_order(model: "PreTrainedModel") -> list[frozenset[str]]:
+    """Return the encoder's parameters by name, in the order in which layers are released.
+
+    From the top layer, with what lies above it, down; whatever is in no layer comes last, with the
+    embeddings.
+    """
+    from torch import nn
+
+    embeddings = {
+        f"{prefix}.{local}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        for local, _ in module.named_parameters(recurse=False)
+    }
+    head = head_of(model)
+    names = [name for name, _ in model.named_parameters() if name not in head]
+    layers = {name: layer_of(name) for name in names}
+    order = sorted({layer for layer in layers.values() if layer is not None}, reverse=True)
+    stages: dict[int | None, set[str]] = {layer: set() for layer in [*order, None]}
+    above = False
+    for name in names:  # which stand in the order of the forward pass
+        above |= layers[name] is not None
+        on_top = layers[name] is None and above and name not in embeddings
+        stages[order[0] if on_top else layers[name]].add(name)
+    return [frozenset(stage) for stage in stages.values()]

@@ -14,13 +14,29 @@ pytest.importorskip("datasets", reason="needs the extra xglue")
 
 import torch
 from helpers.xglue_files import write_archive
-from transformers import TrainerCallback
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CanineConfig,
+    TrainerCallback,
+    XLMConfig,
+)
 
 from graddrop.mask import layer_of
 from graddrop.xglue.controls import mean_step
 from graddrop.xglue.heads import model as model_module
 from graddrop.xglue.heads.model import load_model, load_tokenizer
-from graddrop.xglue.methods import EXEMPTIONS, METHODS, parameter_groups
+from graddrop.xglue.methods import (
+    EXEMPTIONS,
+    METHODS,
+    check_layers,
+    freeze_all_but_head,
+    head_of,
+    parameter_groups,
+    release_order,
+)
 from graddrop.xglue.tasks import get_task
 from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
@@ -81,14 +97,103 @@ def test_head_only_trains_the_head(record: Any) -> None:
     assert seen[0] > 30  # negative control: the others train everything
 
 
-def test_gradual_unfreezing_goes_top_down_per_epoch(record: Any) -> None:
-    """Head alone; then the upper of two layers; then the lower; embeddings in the fourth epoch."""
+def test_gradual_unfreezing_goes_top_down_over_the_training(record: Any) -> None:
+    """Head alone; then the upper of two layers; then the lower; embeddings in the last quarter."""
     seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4)
     assert len(seen) == 16
     for step, names in enumerate(seen):
         layers = {layer_of(name) for name in names if not name.startswith("classifier")}
         assert layers == [set(), {1}, {0, 1}, {0, 1, None}][step // 4]
         assert {"classifier.weight", "classifier.bias"} <= names
+    # However few the epochs: everything is trained in the end, and longer than not at all.
+    seen, _ = record(with_gradient, method="gradual-unfreezing", max_steps=4)
+    everything, _ = record(with_gradient, max_steps=1)
+    assert seen[-1] == everything[0] and seen[0] < seen[1] < seen[2] < seen[3]
+
+
+def bert(folder: Path, **changes: Any) -> str:
+    """A folder with a small BERT encoder, and a tokenizer."""
+    values: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values |= {"vocab_size": 2000, "intermediate_size": 64}
+    pooler = changes.pop("pooler", False)
+    BertModel(BertConfig(**values), add_pooling_layer=pooler).save_pretrained(folder)
+    load_tokenizer("tiny", ["a b"]).save_pretrained(folder)
+    return str(folder)
+
+
+POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+CLASSIFIER = {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+def test_the_head_is_what_the_encoder_did_not_bring(tmp_path: Path, pooler: bool) -> None:
+    """BERT's pooler, if the weights lack it; with a pooler of its own it is the encoder's top."""
+    name = bert(tmp_path, pooler=pooler)
+    task = get_task("xnli")
+    model = load_model(name, task, load_tokenizer(name, ()), seed=0)
+    head = CLASSIFIER if pooler else CLASSIFIER | POOLER
+    assert head_of(model) == head
+    groups = parameter_groups(model, 0.0, ("head",))
+    assert {n for g in groups if "drop_prob" in g for n, _ in g["params"]} == head
+    stages = release_order(model)
+    assert (stages[0] >= POOLER) == pooler and not any(POOLER & stage for stage in stages[1:])
+    assert {layer_of(name) for name in stages[0] - POOLER} == {1}
+    assert [{layer_of(name) for name in stage} for stage in stages[1:]] == [{0}, {None}]
+    assert frozenset().union(*stages) | head == {name for name, _ in model.named_parameters()}
+    freeze_all_but_head(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == head
+    # A fine-tuned model brings everything; random weights bring nothing: the first rule decides.
+    model.save_pretrained(tmp_path / "tuned")
+    tuned = load_model(str(tmp_path / "tuned"), task, load_tokenizer(name, ()), seed=0)
+    assert head_of(tuned) == CLASSIFIER
+
+
+def test_a_resumed_run_has_the_head_of_its_first_attempt(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when the folder of the encoder holds a pooler by then."""
+    name = bert(tmp_path / "bert")
+    values: dict[str, Any] = {"task": "xnli", "data": str(root), "model": name, "max_steps": 3}
+    values |= {"method": "head-only", "batch_size": 8, "max_length": 32, "save_steps": 1}
+    config = FinetuneConfig(**values, lr=1e-3, output=str(tmp_path / "run"))
+    seen: list[set[str]] = []
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Remember what is trained; end the first attempt after its first checkpoint."""
+            model = kwargs["model"]
+            seen.append({n for n, p in model.named_parameters() if p.requires_grad})
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    callbacks = train_module._callbacks
+    monkeypatch.setattr(train_module, "_callbacks", lambda c: [*callbacks(c), Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config)
+    bert(tmp_path / "bert", pooler=True)
+    finetune(config, resume=True)
+    assert seen == [CLASSIFIER | POOLER] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (AlbertConfig(embedding_size=16), "AlbertModel tells 0 of its 2 layers by name"),
+        (XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=2), "XLMModel tells 0 of its"),
+        (CanineConfig(), "CanineModel has several stacks of them .*initial_char_encoder"),
+    ],
+)
+def test_models_whose_layers_have_no_names_are_refused(config: Any, message: str) -> None:
+    """Instead of taking all layers for none, or three for one; others are taken."""
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    for name, value in {**small, "num_hidden_layers": 2, "vocab_size": 64}.items():
+        if not isinstance(config, XLMConfig):
+            setattr(config, name, value)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+        check_layers(BertModel(BertConfig(**small, num_hidden_layers=2)))
+    with pytest.raises(ValueError, match=message):
+        check_layers(model)
 
 
 def test_gradual_unfreezing_goes_evenly_over_a_share_of_the_training(record: Any) -> None:

@@ -52,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--rescale", action=argparse.BooleanOptionalAction, help="scale what is kept"
     )
-    model.add_argument(
-        "--unfreeze-over", type=float, help="share of the training (default: a layer per epoch)"
-    )
+    model.add_argument("--unfreeze-over", type=float, help="share of the training (default: 1)")
     model.add_argument("--seed", type=int, help="of weights, data order, dropout and masks")
 
     recipe = parser.add_argument_group("recipe (default: the task's published one)")

@@ -1,12 +1,13 @@
 """Encoder and tokenizer of a run: by name, from a folder, or a tiny one made on the spot."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graddrop.xglue.config import TINY
 from graddrop.xglue.heads import HEADS
+from graddrop.xglue.methods import set_head
 from graddrop.xglue.tasks import Task
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ def load_model(
         tokenizer: The tokenizer that goes with it.
         seed: Seed of the new weights: the head's, or all of them for `tiny`.
 
+    Returns:
+        The model, with the names of its head's parameters in `head_parameters`: those outside the
+        encoder, and those of the encoder's that the weights lack, such as a pooler.
+
     Raises:
         ValueError: If no such model can be loaded, it has a head for other labels, or its weights
             are not finite.
@@ -160,12 +165,16 @@ def load_model(
     if name == TINY:
         config = tiny_config(len(tokenizer))
         config.update(settings)
-        return auto.from_config(config, dtype=torch.float32)
+        return _with_head(auto.from_config(config, dtype=torch.float32))
     with _refusing_whatever_fails(f"model {name!r} could not be loaded as {head.auto_model}"):
         try:
             # Weights kept in half precision would stay so, and small updates would be rounded away.
-            model = auto.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=False, **settings
+            model, info = auto.from_pretrained(
+                name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
             )
         except RuntimeError as error:
             if "mismatched" not in str(error):
@@ -177,6 +186,15 @@ def load_model(
         for parameter_name, parameter in model.named_parameters():
             if not parameter.isfinite().all():
                 raise ValueError(f"{parameter_name} holds numbers that are not finite")
+    return _with_head(model, frozenset(info["missing_keys"]))
+
+
+def _with_head(model: "PreTrainedModel", drawn: Collection[str] = ()) -> "PreTrainedModel":
+    names = {name for name, _ in model.named_parameters()}
+    encoder = {name for name in names if name.startswith(f"{model.base_model_prefix}.")}
+    # Weights that bring nothing of the encoder say nothing of its parts.
+    new = encoder & set(drawn) if encoder - set(drawn) else set()
+    set_head(model, frozenset(names - encoder | new))
     return model
 
 

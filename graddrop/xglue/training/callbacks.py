@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from graddrop.mask import layer_of
+from graddrop.xglue.methods import head_of, release_order
 from graddrop.xglue.training.order import LengthSampler
 
 
@@ -82,11 +82,11 @@ class GradualUnfreezing(TrainerCallback):
     and do not count in the gradient's norm.
 
     Args:
-        over: Share of the training, in (0, 1], over which the layers are released evenly; None
-            releases one at the beginning of each epoch after the first.
+        over: Share of the training, in (0, 1], that is divided evenly among the head alone and
+            each further stage.
     """
 
-    def __init__(self, over: float | None) -> None:
+    def __init__(self, over: float) -> None:
         self.over = over
 
     def on_step_begin(
@@ -94,14 +94,8 @@ class GradualUnfreezing(TrainerCallback):
     ) -> None:
         """Set which parameters want gradients in this step."""
         model = kwargs["model"]
-        layers = {name: layer_of(name) for name, _ in model.base_model.named_parameters()}
-        # From the top down; whatever is in no layer comes last, with the embeddings.
-        order = sorted({layer for layer in layers.values() if layer is not None}, reverse=True)
-        stages = len(order) + 1
-        if self.over is None:
-            released = int(state.epoch or 0)
-        else:
-            released = int(state.global_step * (stages + 1) / (self.over * state.max_steps))
-        free = set(order[:released])
-        for name, parameter in model.base_model.named_parameters():
-            parameter.requires_grad_(layers[name] in free or released >= stages)
+        stages = release_order(model)
+        released = int(state.global_step * (len(stages) + 1) / (self.over * state.max_steps))
+        free = head_of(model).union(*stages[:released])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in free)

@@ -11,7 +11,14 @@ from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.data.sources import open_source
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.heads.model import load_model, load_tokenizer
-from graddrop.xglue.methods import METHODS, freeze_all_but_head, parameter_groups
+from graddrop.xglue.methods import (
+    METHODS,
+    check_layers,
+    freeze_all_but_head,
+    head_of,
+    parameter_groups,
+    set_head,
+)
 from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
@@ -89,13 +96,16 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     is_trained = bool(state) and _is_over(state)
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, data.task, tokenizer, config.seed)
+    set_head(model, (folder.head() if checkpoint else None) or head_of(model))
+    if METHODS[config.method].trains == "gradually" or config.knobs().get("granularity") == "layer":
+        check_layers(model)
     steps = Steps.of(config, len(features))
     arguments = _arguments(config, folder, steps, bool(data.watched))
     # Whatever the user may have got wrong has shown by now.
     processes.wait_for_everyone()
     with folder.at_work() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
-            folder.claim(config.to_json(), checkpoint)
+            folder.claim(config.to_json(), checkpoint, head_of(model))
         processes.wait_for_everyone()
         trainer = _trainer(config, data, features, tokenizer, model, arguments, steps, checkpoint)
         if is_trained:
@@ -212,7 +222,7 @@ def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
     if config.knobs().get("period") == "epoch":
         callbacks.append(NewMaskEachEpoch())
     if METHODS[config.method].trains == "gradually":
-        callbacks.append(GradualUnfreezing(config.unfreeze_over))
+        callbacks.append(GradualUnfreezing(config.unfreeze_over or 1.0))
     if config.patience is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
     return callbacks

@@ -1,6 +1,7 @@
 """The output folder of a run: what is in it is whole, whenever the run was killed.
 
 config.json     what was asked for; written first
+head.json       names of the head's parameters, as the first attempt loaded the model
 checkpoint-N/   the Trainer's checkpoint of step N, with a seal once it is whole
 model/          final weights and tokenizer
 predictions/    predictions in the official format, if asked for
@@ -25,6 +26,7 @@ from graddrop.xglue.textfile import TextFileError, brief
 from graddrop.xglue.textfile import read_json as read_any_json
 
 CONFIG_FILE = "config.json"
+HEAD_FILE = "head.json"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 SEAL_FILE = "seal.json"
@@ -184,12 +186,32 @@ class RunFolder:
                 )
         return None
 
-    def claim(self, config: dict[str, Any], checkpoint: Path | None = None) -> None:
+    def head(self) -> frozenset[str] | None:
+        """Return the names of the head's parameters, as recorded with `claim`, or None.
+
+        Raises:
+            RunFolderError: If the file holds something else.
+        """
+        file = self.path / HEAD_FILE
+        if not file.exists():
+            return None
+        names = read_json(file)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RunFolderError(f"{file}: expected a list of names; remove the file")
+        return frozenset(names)
+
+    def claim(
+        self,
+        config: dict[str, Any],
+        checkpoint: Path | None = None,
+        head: Collection[str] | None = None,
+    ) -> None:
         """Make the folder this run's own, unless it has become another's since it was checked.
 
         Args:
             config: What the run was asked for, as JSON has it.
             checkpoint: The last one when the run began to load it; None if there was none.
+            head: Names of the head's parameters; recorded unless an attempt has gone before.
 
         Raises:
             RunFolderBusyError: If another process has gone on with the run since then.
@@ -204,6 +226,8 @@ class RunFolder:
             )
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG_FILE, config)
+        if head is not None and checkpoint is None:
+            write_json(self.path / HEAD_FILE, sorted(head))
         self.discard_checkpoints(self._whole_checkpoints())
 
     @contextmanager
