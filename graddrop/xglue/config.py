@@ -60,7 +60,7 @@ class FinetuneConfig:
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay, not applied to biases and norms.
         warmup_steps: Optimizer steps of linear warm-up.
-        max_grad_norm: Bound of the unmasked gradients' norm.
+        max_grad_norm: Bound of the unmasked gradients' norm; 0 sets none.
         max_length: Sub-words per model input.
         precision: `fp32`, or mixed precision with `bf16` or `fp16`.
         processes: Processes, with a device each, that share a step; None means as many as the

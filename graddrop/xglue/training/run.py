@@ -1,6 +1,7 @@
 """One fine-tuning run, from the files to the scores of every language."""
 
 import dataclasses
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -210,6 +211,8 @@ def _optimizer(
         "lr": config.lr,
         **knobs,
         "drop_prob": drop_prob(config, steps),
+        # 0 is the Trainer's word for no bound; the norm is logged all the same.
+        "max_grad_norm": config.max_grad_norm or math.inf,
     }
 
 
@@ -251,7 +254,7 @@ def _arguments(
         learning_rate=config.lr,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=0.0,  # the optimizer clips in its own pass
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         # Otherwise bf16 is refused where there is no GPU, although CPUs have it.

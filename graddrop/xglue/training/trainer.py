@@ -63,6 +63,16 @@ class ZeroShotTrainer(Trainer):
         self._seconds_before = seconds_before
         self._started = time.perf_counter()
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
+        """Leave the norm to the optimizer, which finds it in the step that is still to come."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the norm of the last step's gradients beside the loss."""
+        if "loss" in logs:
+            wrapper: Any = self.optimizer  # accelerate's
+            logs = {**logs, "grad_norm": wrapper.optimizer.grad_norm.item()}
+        super().log(logs, start_time)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         return self._sampler
 
