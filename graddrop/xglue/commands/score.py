@@ -15,7 +15,7 @@ from graddrop.xglue.scores.predictions import (
 )
 from graddrop.xglue.scores.text_table import score_table
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, get_task
-from graddrop.xglue.training.run_folder import write_json
+from graddrop.xglue.training.run_folder import check_writable, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """
     task = get_task(args.task)
     task.check_languages(args.languages)
+    if args.json:
+        check_writable(args.json.parent)
     source = open_source(args.data, verify=args.verify)
     found, missing = evaluation_languages(task, source, args.split, tuple(args.languages))
     scores: dict[str, dict[str, float]] = {}

@@ -25,7 +25,13 @@ from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
 from graddrop.xglue.training.origin import commit, versions
 from graddrop.xglue.training.run_data import RunData
-from graddrop.xglue.training.run_folder import RunFolder, read_json, seal_note, writing
+from graddrop.xglue.training.run_folder import (
+    RunFolder,
+    check_writable,
+    read_json,
+    seal_note,
+    writing,
+)
 from graddrop.xglue.training.steps import Steps, drop_prob, masked_lr
 
 if TYPE_CHECKING:
@@ -78,6 +84,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     if result is not None:
         folder.tidy(config.keep_checkpoints)
         return result
+    check_writable(folder.path)
 
     processes = PartialState(cpu=not torch.accelerator.is_available())
     if processes.num_processes != config.processes:

@@ -8,6 +8,7 @@ from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.data.sources import Source
 from graddrop.xglue.data.splits import evaluation_languages, load_split, silent
 from graddrop.xglue.heads.encoding import encode, longest_first
+from graddrop.xglue.scores.metrics import METRICS
 from graddrop.xglue.tasks import EVAL_SPLITS, TRAIN_LANGUAGE, get_task
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ class EvaluationSet(NamedTuple):
 
 
 class RunData:
-    """The data of one run; what is missing or malformed shows at construction if it can.
+    """The data of one run: every file that it will read is read at construction.
+
+    So that what is wrong in one shows before the first step, not after the last.
 
     Args:
         config: The run, with its recipe filled in.
@@ -31,7 +34,7 @@ class RunData:
 
     Raises:
         DataError: If the training set, or the English dev set that picks the checkpoint, is
-            missing, empty or malformed.
+            missing; if any file is empty, malformed, or cannot be scored.
     """
 
     def __init__(self, config: FinetuneConfig, source: Source) -> None:
@@ -65,6 +68,10 @@ class RunData:
                 f"found; select={config.select} needs it, select=last does not"
             )
         self.train = load_split(self.task, source, "train", limit=config.limit_train)
+        for split in EVAL_SPLITS:
+            watched = self.watched if split == "dev" else []
+            for language in dict.fromkeys(watched + self.found[split]):
+                self._check_scorable(self._examples(split, language), split, language)
 
     def texts(self) -> Iterator[str]:
         """Yield every string of the training set, for training a tokenizer on."""
@@ -88,12 +95,29 @@ class RunData:
             DataError: If a split is empty or malformed.
         """
         for language in languages:
+            examples = self._examples(split, language)
             with silent():
-                examples = load_split(
-                    self.task, self.source, split, language, self.config.limit_eval
-                )
                 features = longest_first(self._encode(examples, tokenizer))
             yield language, EvaluationSet(examples, features)
+
+    def _examples(self, split: str, language: str) -> "Dataset":
+        with silent():
+            return load_split(self.task, self.source, split, language, self.config.limit_eval)
+
+    def _check_scorable(self, examples: "Dataset", split: str, language: str) -> None:
+        """Refuse rows of which no ranking can be scored."""
+        if not self.task.ranks:
+            return
+        columns = examples.to_dict()
+        try:
+            METRICS[self.task.score](columns, columns["label"], language)
+        except ValueError as error:
+            limit = self.config.limit_eval
+            rows = "" if limit is None else f"the first {len(examples)} rows of "
+            raise DataError(
+                f"{rows}{self.source.where(self.task, split, language)}: {error}"
+                + ("" if limit is None else "; raise limit_eval")
+            ) from error
 
     def _encode(self, examples: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         assert self.config.max_length is not None

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -98,6 +99,25 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: expected a JSON object, found {brief(value)}; remove the file"
         )
     return value
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where nothing can be written; leave no trace of having asked.
+
+    Args:
+        path: What is to be made, with the folders above it.
+
+    Raises:
+        OSError: If the place is no folder, may not be written, or its disk is full or read-only.
+    """
+    place = path
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

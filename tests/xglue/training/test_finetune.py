@@ -1,5 +1,6 @@
 """Laws of a fine-tuning run: what it writes, and what it refuses before it begins."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,10 +13,12 @@ pytest.importorskip("transformers", reason="needs the extra xglue")
 pytest.importorskip("datasets", reason="needs the extra xglue")
 
 from helpers.finetune_runs import config, trainer_of, write_data, write_sentences
+from helpers.xglue_files import write_archive
 
 from graddrop.cli import main
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.tasks import get_task
+from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
 from graddrop.xglue.training.run import FinetuneConfig, finetune
 from graddrop.xglue.training.run_folder import RunFolderError
@@ -118,11 +121,57 @@ def test_a_dev_set_that_leaks_test_selects_nothing(
         trainer_of(config(data, tmp_path / "b", select="average-dev", languages=("th",)))
 
 
-def test_a_place_that_cannot_be_written_is_said(data: Path, tmp_path: Path) -> None:
-    """Below a file there is no folder."""
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a file there is no folder; nor may one be made everywhere."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Not a directory"):
-        finetune(config(data, tmp_path / "file/run", max_steps=1))
+    run = config(data / "nowhere", tmp_path / "file/run", max_steps=1)
+    with pytest.raises(OSError, match="Not a directory: '.*/file/run'"):
+        finetune(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", _read_only)
+        with pytest.raises(OSError, match="Read-only file system: '.*/other/run'"):
+            finetune(dataclasses.replace(run, output=str(tmp_path / "other/run")))
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def _read_only(path: Any, flags: int, *_: Any, **__: Any) -> int:
+    raise OSError(30, "Read-only file system", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("POS/de.dev", "the DET\ncat NOON\n", r"de\.dev:2: expected a label out of .*'NOON'"),
+        ("POS/en.test", "", r"en\.test: empty; expected at least one example"),
+        ("POS/en.dev", "\xff\n", r"en\.dev:1: expected UTF-8"),
+    ],
+)
+def test_every_file_is_read_before_the_first_step(
+    name: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the last language of the last split costs no training."""
+    monkeypatch.setattr(train_module, "load_tokenizer", lambda *_: pytest.fail("went on"))
+    data = write_data(tmp_path / "data")
+    (data / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        finetune(config(data, tmp_path / "run", select="last"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_ranked_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row makes no ranking, whether the file has no more or no more is asked for."""
+    monkeypatch.setattr(train_module, "load_tokenizer", lambda *_: pytest.fail("went on"))
+    data = write_archive(tmp_path / "data")
+    run = config(data, tmp_path / "run", task="wpr", limit_eval=1)
+    with pytest.raises(DataError, match=r"the first 1 rows of .*en\.dev: nDCG needs.*limit_eval"):
+        finetune(run)
+    (data / "WPR/xglue.wpr.en.test").write_text("a\tb\tc\t1\nd\te\tf\t2\n")
+    with pytest.raises(DataError, match=r"^[^ ]*en\.test: nDCG needs a query with at least two"):
+        finetune(dataclasses.replace(run, limit_eval=None))
 
 
 def test_a_finished_run_is_not_repeated(
