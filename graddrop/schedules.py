@@ -21,27 +21,6 @@ def scheduled(schedule: Schedule, steps_finished: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The same drop probability at every step.
-
-    Attributes:
-        drop_prob: in [0, 1].
-
-    Raises:
-        ValueError: ``drop_prob`` outside [0, 1].
-    """
-
-    drop_prob: float
-
-    def __post_init__(self) -> None:
-        threshold(self.drop_prob)
-
-    def __call__(self, step: int) -> float:
-        """Drop probability of the step after ``step`` finished ones."""
-        return self.drop_prob
-
-
-@dataclass(frozen=True)
 class _Ramp:
     start: float
     end: float
