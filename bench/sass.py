@@ -75,8 +75,8 @@ ARGUMENTS = {  # of all kernels; their other ones are constants
     "arrived": "*i32",
     "floats": "*fp32",
     "ints": "*i32",
-    "partials": "*fp32",
-    "squares": "*fp32",
+    "partials": "*fp64",
+    "squares": "*fp64",
     "grad_scale": "*fp32",
     "found_inf": "*fp32",
     "n_tensors": "i32",
@@ -89,6 +89,7 @@ class Report:
 
     ``loop`` counts instructions of the loop over full tiles; ``per_element`` divides that by the
     elements that a thread moves per turn. ``wide`` are the widths in bits of its global accesses.
+    ``flushing_roots`` counts roots that take subnormal numbers for 0.
     """
 
     registers: int
@@ -97,6 +98,7 @@ class Report:
     shared_bytes: int
     local_accesses: int
     shared_accesses: int
+    flushing_roots: int
     loop: int
     per_element: float
     wide: dict[str, int]
@@ -132,6 +134,7 @@ def compile_dense(
         "ALIGNED": aligned,
         "VECTOR": vector,
         "STOCHASTIC": stochastic,
+        "PTX": target.backend == "cuda",
     }
     return compile_kernel(dense_step, target, constants, vector)
 
@@ -147,6 +150,7 @@ def compile_squares(
         "MODES": modes if masked else 1,
         "ALIGNED": True,
         "VECTOR": vector,
+        "PTX": target.backend == "cuda",
     }
     return compile_kernel(dense_squares, target, constants, vector)
 
@@ -191,9 +195,9 @@ def report(kernel: CompiledKernel, vector: int, operands: int = 4) -> Report:
         branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
         if branch and labels[branch.group(1)] <= end:
             loops.append(instructions[labels[branch.group(1)] : end + 1])
-    # Loops over full tiles have the widest loads, bounded ones load entry by entry. With several
-    # modes in one kernel, the longest counts.
-    main = max(loops, key=lambda loop: (max(_width(line) for line in loop), len(loop)))
+    # Loops over full chunks load without a condition. With several modes in one kernel, the longest
+    # of them counts.
+    main = max(loops, key=lambda loop: (max(map(_unconditional_width, loop)), len(loop)))
     wide: dict[str, int] = {}
     for line in main:
         if width := _width(line):
@@ -209,6 +213,7 @@ def report(kernel: CompiledKernel, vector: int, operands: int = 4) -> Report:
         shared_bytes=usage("SHARED"),
         local_accesses=sum(bool(re.search(r"\b(LDL|STL)", line)) for line in instructions),
         shared_accesses=sum(bool(re.search(r"\b(LDS|STS|SHFL)", line)) for line in instructions),
+        flushing_roots=kernel.asm["ptx"].count("sqrt.approx.ftz"),
         loop=len(main),
         per_element=len(main) / (2 * vector * tiles),
         wide=wide,
@@ -221,6 +226,10 @@ def _width(instruction: str) -> int:
     if access is None:
         return 0
     return {"128": 128, "64": 64, "U16": 16, "U8": 8, None: 32}[access.group(1)]
+
+
+def _unconditional_width(instruction: str) -> int:
+    return 0 if instruction.startswith("@") else _width(instruction)
 
 
 def step_reports() -> dict[str, Report]:
@@ -252,6 +261,7 @@ def compiles_everywhere() -> dict[str, list[str]]:
     for name, target in TARGETS.items():
         binary = "cubin" if target.backend == "cuda" else "hsaco"
         fp32 = {**launch.dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
+        fp32["PTX"] = target.backend == "cuda"
         masked = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True}
         some = {"MODES": ELEMENT | ROW}
         kernels = {

@@ -84,6 +84,8 @@ template <bool FMA, typename P, typename G, typename M, bool MASKED, Site SITE>
 INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict exp_avg,
                   M* __restrict exp_avg_sq, Bits mask, Bits rounding, const Scalars s) {
     constexpr bool ON_UPDATE = SITE == SITE_UPDATE || SITE == SITE_UPDATE_DECAY_ALL;
+    const bool far = s.one_minus_beta1 >= 0.5f;  // lerp starts from the nearer end: m, else g
+    const float weight = far ? s.one_minus_beta1 - 1 : s.one_minus_beta1;
     constexpr int LINE = CACHE_LINE / std::min({sizeof(P), sizeof(G), sizeof(M)});
     for (int line = 0; line < BLOCK; line += LINE) {
         prefetch_block<LINE>(param + line, 1);
@@ -101,7 +103,7 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
             // decoupled weight decay
             const float p_decayed = p * s.decay_factor;
             // moments
-            float m_new = multiply_add<FMA>(s.one_minus_beta1, g - m, m);
+            float m_new = multiply_add<FMA>(weight, g - m, far ? g : m);
             float v_new = multiply_add<FMA>(s.one_minus_beta2 * g, g, v * s.beta2);
             // update
             const float root = std::sqrt(v_new);

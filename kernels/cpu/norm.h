@@ -24,21 +24,18 @@ using SumBlock = double (*)(const void* grad,  // [BLOCK]
 
 template <typename G, bool MASKED>
 INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_threshold) {
-    float sums[LANES] = {};
+    double sums[LANES] = {};  // no square of a float overflows them
     prefetch_block<BLOCK>(grad, 4);  // one stream, little arithmetic: memory is all that takes time
     for (int line = 0; line < BLOCK; line += LANES)
         for (int lane = 0; lane < LANES; ++lane) {
             const bool keep = !MASKED || mask[line + lane] >= drop_threshold;
-            const float g = keep ? to_float(grad[line + lane]) : 0.0f;
+            const double g = keep ? to_float(grad[line + lane]) : 0.0f;
             sums[lane] += g * g;
         }
     // In halves: additions one after the other would take longer than the block itself.
-    double halves[LANES / 2];
-    for (int lane = 0; lane < LANES / 2; ++lane)
-        halves[lane] = double(sums[lane]) + double(sums[lane + LANES / 2]);
-    for (int n = LANES / 4; n > 0; n /= 2)
-        for (int lane = 0; lane < n; ++lane) halves[lane] += halves[lane + n];
-    return halves[0];
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int lane = 0; lane < n; ++lane) sums[lane] += sums[lane + n];
+    return sums[0];
 }
 
 #define DEFINE_SUM_BLOCK(NAME, TARGET)                                               \

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from .. import abi
 from .capture import relaxed_capture
@@ -29,6 +30,11 @@ def supports(dtypes: Dtypes) -> bool:
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on CPU tensors."""
     return not isinstance(dense_step, triton.runtime.JITFunction)
+
+
+def compiles_to_ptx() -> bool:
+    """Whether the kernels are compiled by way of PTX, which is to say for NVIDIA's GPUs."""
+    return not isinstance(dense_step, InterpretedFunction) and torch.version.hip is None
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,12 @@ class TritonStep:
             grad_scale: as for :meth:`prepare`; the sums are free of it.
 
         Returns:
-            float32 [n_tensors] on the device.
+            float64 [n_tensors] on the device.
         """
         if self._sums is None:
             self._sums = self._plan_sums()
         spans, partials = self._sums
-        squares = torch.empty(len(self._tensor_table), dtype=torch.float32, device=self._device)
+        squares = torch.empty(len(self._tensor_table), dtype=torch.float64, device=self._device)
         first = 0
         with self._on_device():
             for launch in self._launches:
@@ -176,6 +182,7 @@ class TritonStep:
                         **constants,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
+                        PTX=compiles_to_ptx(),
                         **self._options(vector),
                     )
             sum_chunks[(len(squares),)](
@@ -203,6 +210,7 @@ class TritonStep:
                     **dtype_constants(launch.dtypes),
                     "MODES": launch.modes,
                     "STOCHASTIC": launch.stochastic,
+                    "PTX": compiles_to_ptx(),
                 }
                 if launch.strided:
                     strided_step[(len(launch.chunks),)](
@@ -285,7 +293,7 @@ class TritonStep:
             spans[launch.rows, 0] = total + launch.n_chunks.cumsum(0) - launch.n_chunks
             spans[launch.rows, 1] = launch.n_chunks
             total += len(launch.chunks)
-        partials = torch.empty(total, dtype=torch.float32, device=self._device)
+        partials = torch.empty(total, dtype=torch.float64, device=self._device)
         return self._sent(spans.to(torch.int32)), partials
 
     def _sent(self, source: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
+_SCALE, _SCALE_SQUARED_INVERSE = tl.constexpr(2.0**-80), tl.constexpr(2.0**160)
 SUM_BLOCK = tl.constexpr(1024)  # partial sums that `sum_chunks` adds at a time
 
 
@@ -27,15 +28,12 @@ def _on_grad(source, site):
 
 
 @triton.jit
-def _load_kept(grad_ptrs, in_bounds, keep, SOURCE: tl.constexpr):
-    """One block of gradients, fp32; 0 where out of bounds or dropped."""
+def _load_grad(grad_ptrs, in_bounds):
+    """One block of gradients, fp32; 0 where out of bounds."""
     if in_bounds is None:
-        g = tl.load(grad_ptrs).to(tl.float32)
+        return tl.load(grad_ptrs).to(tl.float32)
     else:
-        g = tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
-    if SOURCE != _SOURCE_NONE:
-        g = tl.where(keep, g, 0.0)
-    return g
+        return tl.load(grad_ptrs, mask=in_bounds, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -46,10 +44,12 @@ def _sum_tiles(
     first_tile,  # int64 scalar
     n_tiles,  # int32 scalar
     VECTOR: tl.constexpr,
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
+    SCALE: tl.constexpr,  # multiplies every gradient
 ):
-    """The sum of the squares in n_tiles tiles."""
+    """The sum of the squares in n_tiles tiles, fp32."""
     begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
     key = load_key(row, ints)
     threshold, stream, draw, seed, row_size, decision = key
@@ -59,15 +59,18 @@ def _sum_tiles(
         tile = first_tile + i
         words = None
         if SOURCE == _SOURCE_ELEMENT:
-            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR)
+            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR, PTX)
         for half in tl.static_range(2):
             start = tile * _TILE + half * _HALF
             in_bounds = None
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
             keep = keep_half_tile(start, words, key, half, SOURCE)
-            kept = _load_kept(grad + start + offset, in_bounds, keep, SOURCE)
-            sums = tl.fma(kept, kept, sums)
+            g = _load_grad(grad + start + offset, in_bounds)
+            if SCALE != 1.0:
+                g = g * SCALE
+            with_g = tl.fma(g, g, sums)
+            sums = with_g if SOURCE == _SOURCE_NONE else tl.where(keep, with_g, sums)
     return tl.sum(sums)
 
 
@@ -76,9 +79,10 @@ def _sum_chunk(
     row,  # int64*: the tensor's row of the tensor table
     ints,  # int32*: its integers
     grad,  # pointer to element 0 of the whole gradient
-    partial,  # fp32*: the chunk's sum, out
+    partial,  # fp64*: the chunk's sum, out
     chunk,  # int32 scalar: number within the tensor
     VECTOR: tl.constexpr,
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
@@ -86,10 +90,17 @@ def _sum_chunk(
     first_tile, n_tiles, full = chunk_tiles(row, chunk)
     n_tiles = tl.where(tl.load(row + _GRAD) == _NO_GRAD, 0, n_tiles)
     source: tl.constexpr = _on_grad(SOURCE, SITE)
+    total = tl.full((), 0.0, tl.float32)
     for bounded in tl.static_range(2):
         if full != bounded:
-            total = _sum_tiles(row, ints, grad, first_tile, n_tiles, VECTOR, source, bounded)
-            tl.store(partial, total)
+            total = _sum_tiles(
+                row, ints, grad, first_tile, n_tiles, VECTOR, PTX, source, bounded, 1.0
+            )
+    squares = total.to(tl.float64)
+    if total == float("inf"):  # as is the square of 1.9e19; only that of infinity stays so
+        total = _sum_tiles(row, ints, grad, first_tile, n_tiles, VECTOR, PTX, source, True, _SCALE)
+        squares = total.to(tl.float64) * _SCALE_SQUARED_INVERSE
+    tl.store(partial, squares)
 
 
 @triton.jit
@@ -97,12 +108,13 @@ def dense_squares(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, chunk within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     ints,  # int32 [n_tensors, INTS], from `prepare`
-    partials,  # fp32 [n_chunks], out
+    partials,  # fp64 [n_chunks], out
     GRAD_DTYPE: tl.constexpr,
     MASKED: tl.constexpr,  # leave out what the masks drop of the gradients
     MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m; 1 unless MASKED
     ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
     VECTOR: tl.constexpr,  # neighbouring elements per thread
+    PTX: tl.constexpr,  # compiled by way of PTX, so for NVIDIA
 ):
     """Sum the squares of one chunk of a tensor that is one contiguous range of its parameter."""
     tensor, row, chunk = load_chunk(chunks, tensor_table)
@@ -112,7 +124,7 @@ def dense_squares(
     mode = tl.load(row + _MODE) if MASKED else 0
     partial = partials + tl.program_id(0)
     ints = ints + tensor * INTS
-    call_for_mode(mode, MODES, _sum_chunk, (row, ints, grad, partial, chunk, VECTOR))
+    call_for_mode(mode, MODES, _sum_chunk, (row, ints, grad, partial, chunk, VECTOR, PTX))
 
 
 @triton.jit
@@ -121,7 +133,7 @@ def _sum_strided(
     layout,  # int64*: its row of the layout table
     ints,  # int32*: its integers
     grad,  # pointer to the first local entry
-    partial,  # fp32*: the block's sum, out
+    partial,  # fp64*: the block's sum, out
     block,  # int32 scalar: number within the tensor
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
@@ -131,8 +143,10 @@ def _sum_strided(
     in_bounds = in_bounds & (tl.load(row + _GRAD) != _NO_GRAD)
     source: tl.constexpr = _on_grad(SOURCE, SITE)
     keep = keep_elements(element, load_key(row, ints), source)
-    kept = _load_kept(grad + at_grad, in_bounds, keep, source)
-    tl.store(partial, tl.sum(kept * kept))
+    if source != _SOURCE_NONE:
+        in_bounds = in_bounds & keep
+    g = _load_grad(grad + at_grad, in_bounds).to(tl.float64)
+    tl.store(partial, tl.sum(g * g))
 
 
 @triton.jit
@@ -141,7 +155,7 @@ def strided_squares(
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     layout_table,  # int64 [n_strided, N_LAYOUT_COLUMNS]
     ints,  # int32 [n_tensors, INTS], from `prepare`
-    partials,  # fp32 [n_chunks], out
+    partials,  # fp64 [n_chunks], out
     GRAD_DTYPE: tl.constexpr,
     MASKED: tl.constexpr,  # as in dense_squares
     MODES: tl.constexpr,  # as in dense_squares
@@ -159,22 +173,22 @@ def strided_squares(
 @triton.jit
 def sum_chunks(
     spans,  # int32 [n_tensors, 2]: first of the tensor's partial sums, and how many
-    partials,  # fp32
+    partials,  # fp64
     floats,  # fp32 [n_tensors, FLOATS], from `prepare`
     grad_scale,  # fp32 [1] or None: loss scale that the gradients carry
-    squares,  # fp32 [n_tensors], out: without the loss scale
+    squares,  # fp64 [n_tensors], out: without the loss scale
     MASKED: tl.constexpr,  # gradients as they enter the moments, rescaled
 ):
     """One tensor's sum of squares, always added in the same order."""
     tensor = tl.program_id(0)
     first, count = tl.load(spans + 2 * tensor), tl.load(spans + 2 * tensor + 1)
     lane = tl.arange(0, SUM_BLOCK)
-    sums = tl.zeros([SUM_BLOCK], tl.float32)
+    sums = tl.zeros([SUM_BLOCK], tl.float64)
     for start in range(0, count, SUM_BLOCK):
         sums += tl.load(partials + first + start + lane, mask=start + lane < count, other=0.0)
-    factor = 1.0
+    factor = tl.full((), 1.0, tl.float64)
     if MASKED:
-        factor = tl.load(floats + tensor * FLOATS + GRAD_FACTOR)
+        factor = tl.load(floats + tensor * FLOATS + GRAD_FACTOR).to(tl.float64)
     elif grad_scale is not None:
-        factor = 1.0 / tl.load(grad_scale)
+        factor = 1.0 / tl.load(grad_scale).to(tl.float64)
     tl.store(squares + tensor, tl.sum(sums) * factor * factor)

@@ -3,6 +3,33 @@
 import triton
 import triton.language as tl
 
+from .arithmetic import wide_product
+
+_M0, _M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+_W0, _W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
+
+
+@triton.jit
+def philox4x32(
+    c0,  # uint32, any shape: the counter, as c1, c2, c3
+    c1,
+    c2,
+    c3,
+    seed,  # uint64 scalar: the key
+    PTX: tl.constexpr = False,  # see wide_product
+):
+    """The four uint32 words of Philox4x32-10 (tl.philox takes two multiplications for one)."""
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        product0, product1 = wide_product(c0, _M0, PTX), wide_product(c2, _M1, PTX)
+        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = product1.to(tl.uint32)
+        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = product0.to(tl.uint32)
+        k0 += _W0
+        k1 += _W1
+    return c0, c1, c2, c3
+
 
 @triton.jit
 def words_of_group(
@@ -12,10 +39,7 @@ def words_of_group(
     seed,  # uint64 scalar or the shape of group
 ):
     """The four uint32 words of Philox4x32-10, counter (group low, group high, stream, draw)."""
-    # tl.philox is Philox4x32 only while every counter has 32 bits.
-    return tl.philox(
-        seed, group.to(tl.uint32), (group >> 32).to(tl.uint32), stream, draw, n_rounds=10
-    )
+    return philox4x32(group.to(tl.uint32), (group >> 32).to(tl.uint32), stream, draw, seed)
 
 
 @triton.jit
@@ -41,6 +65,7 @@ def words_of_tile(
     draw,  # uint32 scalar
     seed,  # uint64 scalar
     VECTOR: tl.constexpr,  # 4 or 8: neighbouring elements that one thread holds
+    PTX: tl.constexpr,  # see wide_product
 ):
     """The tile's [512] words in element order: low halves for its first 512 elements, high after.
 
@@ -51,13 +76,13 @@ def words_of_tile(
     high = (first >> 32).to(tl.uint32)
     if VECTOR == 4:
         low = first.to(tl.uint32) + tl.arange(0, 128).to(tl.uint32)
-        a, b, c, d = tl.philox(seed, low, high, stream, draw, n_rounds=10)
+        a, b, c, d = philox4x32(low, high, stream, draw, seed, PTX)
         words = interleave4(a, b, c, d)
     else:
         tl.static_assert(VECTOR == 8)
         low = first.to(tl.uint32) + tl.arange(0, 64).to(tl.uint32) * 2
-        a0, b0, c0, d0 = tl.philox(seed, low, high, stream, draw, n_rounds=10)
-        a1, b1, c1, d1 = tl.philox(seed, low + 1, high, stream, draw, n_rounds=10)
+        a0, b0, c0, d0 = philox4x32(low, high, stream, draw, seed, PTX)
+        a1, b1, c1, d1 = philox4x32(low + 1, high, stream, draw, seed, PTX)
         # each join appends an axis of 2: [64, call, word >> 1, word & 1]
         even_words = tl.join(tl.join(a0, a1), tl.join(c0, c1))
         odd_words = tl.join(tl.join(b0, b1), tl.join(d0, d1))

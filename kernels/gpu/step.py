@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .. import abi
+from .arithmetic import quotient, root
 from .modes import call_for_mode
 from .philox import u16_of_element, words_of_tile
 from .prepare import (
@@ -54,6 +55,7 @@ def _adamw(
     v,  # [n] fp32, exp_avg_sq
     keep,  # bool, [n] or scalar; not read where SOURCE is none
     scalars,  # _load_scalars
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
@@ -80,11 +82,13 @@ def _adamw(
     # decoupled weight decay
     p_decayed = p * decay_factor
     # moments
-    m_new = tl.fma(g - m, one_minus_beta1, m)
+    far = one_minus_beta1 >= 0.5  # lerp starts from the nearer end: m, else g
+    weight = tl.where(far, one_minus_beta1 - 1.0, one_minus_beta1)
+    m_new = tl.fma(weight, g - m, tl.where(far, g, m))
     v_new = tl.fma(v, beta2, one_minus_beta2 * g * g)
     # update
-    denom = tl.fma(tl.sqrt(v_new), inv_bias_correction2_sqrt, eps)
-    p_new = tl.fma(m_new / denom, -step_size, p_decayed)
+    denom = tl.fma(root(v_new, PTX), inv_bias_correction2_sqrt, eps)
+    p_new = tl.fma(quotient(m_new, denom, PTX), -step_size, p_decayed)
     # select
     if MASKED and SITE == _SITE_UPDATE:
         p_new = tl.where(keep, p_new, p)
@@ -114,6 +118,7 @@ def _step_block(
     keep,  # as in _adamw
     rounding_bits,  # uint32 [n], 16 random bits each to round a bfloat16 param; None: to nearest
     scalars,  # as in _adamw
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
@@ -123,7 +128,7 @@ def _step_block(
     g = tl.load(grad_ptrs, mask=in_bounds).to(tl.float32)
     m = tl.load(exp_avg_ptrs, mask=in_bounds).to(tl.float32)
     v = tl.load(exp_avg_sq_ptrs, mask=in_bounds).to(tl.float32)
-    p_new, m_new, v_new = _adamw(p, g, m, v, keep, scalars, SOURCE, SITE)
+    p_new, m_new, v_new = _adamw(p, g, m, v, keep, scalars, PTX, SOURCE, SITE)
     # store
     if rounding_bits is not None:
         p_new = _round_to_bfloat16(p_new, rounding_bits)
@@ -175,6 +180,7 @@ def _dense_chunk(
     chunk,  # int32 scalar: number within the tensor
     VECTOR: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
@@ -192,6 +198,7 @@ def _dense_chunk(
                 n_tiles if bounded else _TILES,
                 VECTOR,
                 STOCHASTIC,
+                PTX,
                 SOURCE,
                 SITE,
                 bounded,
@@ -208,6 +215,7 @@ def _dense_tiles(
     n_tiles,  # int32 scalar
     VECTOR: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
     BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
@@ -225,10 +233,10 @@ def _dense_tiles(
         rounding_words = None
         if STOCHASTIC:
             rounding_words = words_of_tile(
-                tile.to(tl.uint64), rounding_stream, rounding_draw, seed, VECTOR
+                tile.to(tl.uint64), rounding_stream, rounding_draw, seed, VECTOR, PTX
             )
         if SOURCE == _SOURCE_ELEMENT:
-            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR)
+            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR, PTX)
         for half in tl.static_range(2):
             start = tile * _TILE + half * _HALF
             offset = tl.arange(0, _HALF)
@@ -248,6 +256,7 @@ def _dense_tiles(
                 keep,
                 rounding_bits,
                 scalars,
+                PTX,
                 SOURCE,
                 SITE,
             )
@@ -266,6 +275,7 @@ def dense_step(
     ALIGNED: tl.constexpr,  # every origin is a multiple of 16 bytes
     VECTOR: tl.constexpr,  # neighbouring elements per thread: 8 where all dtypes have 16 bits
     STOCHASTIC: tl.constexpr,  # parameters are bfloat16 and rounded at random
+    PTX: tl.constexpr,  # compiled by way of PTX, so for NVIDIA
 ):
     """Step one chunk of a tensor that is one contiguous range of its whole parameter."""
     tensor, row, chunk = load_chunk(chunks, tensor_table)
@@ -277,7 +287,7 @@ def dense_step(
             tl.load(row + _MODE),
             MODES,
             _dense_chunk,
-            (row, ints, origins, scalars, chunk, VECTOR, STOCHASTIC),
+            (row, ints, origins, scalars, chunk, VECTOR, STOCHASTIC, PTX),
         )
 
 
@@ -290,6 +300,7 @@ def _strided_block(
     scalars,  # _load_scalars
     block,  # int32 scalar: number within the tensor
     STOCHASTIC: tl.constexpr,
+    PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
@@ -311,6 +322,7 @@ def _strided_block(
         keep_elements(element, key, SOURCE),
         rounding_bits,
         scalars,
+        PTX,
         SOURCE,
         SITE,
     )
@@ -328,6 +340,7 @@ def strided_step(
     MOMENT_DTYPE: tl.constexpr,
     MODES: tl.constexpr,  # as in dense_step
     STOCHASTIC: tl.constexpr,  # as in dense_step
+    PTX: tl.constexpr,  # as in dense_step
 ):
     """Step one block of a tensor of any strides."""
     tensor, row, block = load_chunk(chunks, tensor_table)
@@ -340,5 +353,5 @@ def strided_step(
             tl.load(row + _MODE),
             MODES,
             _strided_block,
-            (row, layout, ints, origins, scalars, block, STOCHASTIC),
+            (row, layout, ints, origins, scalars, block, STOCHASTIC, PTX),
         )

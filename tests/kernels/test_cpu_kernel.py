@@ -162,9 +162,16 @@ def test_groups_keep_their_own_numbers():
             itertools.product(DTYPES.values(), [(700,), (8, 12), (40_003,)])
         )
     ]
-    for slot in slots[4::5]:
-        slot.exp_avg.zero_()  # of no use where beta1 is 0, but what lerp's rounding is relative to
     assert_step_is_the_reference(slots, knobs, counters=(3, 2))
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.1, 0.49, 0.5, 0.51])
+def test_the_first_moment_loses_neither_of_its_ends(isa, beta1):
+    """A gradient of 1 beside a moment of 1e8 counts by its weight, which at beta1 = 0 is all."""
+    (slot,) = slots_of([(1300,)])
+    slot.exp_avg.mul_(1e9)
+    assert_step_is_the_reference([slot], [make_knobs(beta1=beta1, drop_prob=0.0)])
+    assert torch.equal(slot.exp_avg, slot.grad) == (beta1 == 0)
 
 
 def test_the_judge_can_fail():

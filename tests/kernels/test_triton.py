@@ -100,6 +100,29 @@ def test_maximize_and_zero_betas():
     assert_step_is_the_reference(_entries_of([(1500,)]), [knobs])
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.1, 0.49, 0.5, 0.51])
+def test_the_first_moment_loses_neither_of_its_ends(beta1):
+    """A gradient of 1 beside a moment of 1e8 counts by its weight, which at beta1 = 0 is all."""
+    (slot,) = _entries_of([(1300,)])
+    slot.exp_avg.mul_(1e9)
+    assert_step_is_the_reference([slot], [make_knobs(beta1=beta1, drop_prob=0.0)])
+    assert torch.equal(slot.exp_avg, slot.grad) == (beta1 == 0)
+
+
+# Lanes out of bounds divide zeros.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("eps", [0.0, 1e-30])
+def test_tiny_gradients_take_whole_steps(eps):
+    """Second moments that are subnormal have roots: without eps a first step is lr, whatever g."""
+    (slot,) = _entries_of([(1300,)], steps=0)
+    for tensor in (slot.param, slot.exp_avg, slot.exp_avg_sq):
+        tensor.zero_()
+    slot.grad.sign_().mul_(1e-20)
+    step([slot], [make_knobs(eps=eps, lr=1.0, weight_decay=0.0, drop_prob=0.0)])
+    # 1e-43, the second moment, is a whole number of 71 units.
+    assert torch.allclose(slot.param, -slot.grad.sign(), rtol=0.5 / 71 + 1e-5, atol=0)
+
+
 def decaying(slots, **changes):
     """Make each kept entry halve, and nothing else: a mask that can be read off, in any dtype."""
     for slot in slots:

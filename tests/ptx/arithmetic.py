@@ -240,6 +240,7 @@ def _float_operation(name: str, modifiers: list[str], kind: str, lean: Lean) -> 
         table |= {
             ("sqrt", "approx"): partial(_sqrt_approx, lean),
             ("div", "full"): partial(_div_full, lean),
+            ("rcp", "approx"): partial(_rcp_approx, lean),
         }
     elif (name, rounding) == ("rcp", ["approx"]) and flushes:
         return Operation(kind, (kind,), _rcp_approx_ftz_f64)
@@ -335,6 +336,12 @@ def _div_full(lean: Lean, a: Array, b: Array) -> Array:
     quotient = a.astype(np.float64) / b.astype(np.float64)
     ulp = np.spacing(np.abs(quotient.astype(np.float32))).astype(np.float64)
     return _approximate(lean, quotient, 2 * ulp)
+
+
+def _rcp_approx(lean: Lean, a: Array) -> Array:
+    """rcp.approx.f32: relative error up to 2**-23."""
+    inverse = 1.0 / a.astype(np.float64)
+    return _approximate(lean, inverse, np.abs(inverse) * 2.0**-23)
 
 
 def _rcp_approx_ftz_f64(a: Array) -> Array:

@@ -123,6 +123,25 @@ def test_norms_of_any_layout_and_dtype(backend, device):
     assert float(ours.grad_norm) == pytest.approx(norm_of(grads), rel=1e-6)
 
 
+# Second moments of such gradients do overflow, in every backend.
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("masked", [False, True])
+def test_squares_beyond_fp32_are_in_the_norm(backend, device, masked):
+    """Gradients up to the largest number have a norm, strided ones and those of bf16 too."""
+    whole = torch.linspace(-1, 1, 3000, device=device) * 3e38
+    grads = [whole, whole[:1024], whole[:600].view(20, 30).t(), whole.bfloat16(), whole[:5] / 1e18]
+    params = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+    ours = FusedGradDropAdamW(
+        params, drop_prob=0.5, max_grad_norm=math.inf, masked_norm=masked, backend=backend
+    )
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    kept = [ours.keep_mask(param) * param.grad if masked else param.grad for param in params]
+    ours.step()
+    assert float(ours.grad_norm) == pytest.approx(norm_of(kept), rel=1e-6)
+
+
 def test_a_loss_scale_is_taken_out(backend, device):
     """grad_norm and the bound are of the gradients without the scale that they carry."""
     ours = make_optimizer(backend, device, SMALL, eps=1e-2, max_grad_norm=0.3)
