@@ -1,7 +1,8 @@
 """``FusedGradDropAdamW``: AdamW with stochastically masked gradients, as a torch optimizer."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .state.counters import Counters
 from .state.group_knobs import GroupKnobs
 from .state.groups import Group, complete, draw_of
 from .state.plan_cache import Planner
+from .state.skipping import Skipping, check_skippable
 from .step.backends import BACKENDS, resolve
 from .step.checks import DTYPES, check_capture, check_draw, check_param
 from .step.clipping import clipping_of
@@ -130,6 +132,7 @@ class FusedGradDropAdamW(Optimizer):
         self._counters = Counters()
         self._planner = Planner(backend)
         self._knobs = GroupKnobs()
+        self._skipping = Skipping()
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -248,9 +251,10 @@ class FusedGradDropAdamW(Optimizer):
         """The parameters that the next :meth:`step` drops as a whole, known before backward.
 
         One decision does so: with ``granularity="tensor"`` and ``"layer"``, and with
-        ``drop_prob=1``. What chance drops entry by entry is not listed. Under ``site="grad"`` or
-        ``"freeze"`` their gradients are not read for anything and may be left stale; without one
-        (None), ``step`` too stands still.
+        ``drop_prob=1``. What chance drops entry by entry is not listed. Under ``site="grad"`` and
+        ``"freeze"`` their gradients enter neither parameters nor moments and may be left stale. The
+        norm of ``max_grad_norm`` reads them all the same, unless ``masked_norm=True``. Without a
+        gradient (None), ``step`` too stands still; see :meth:`skip_dropped`.
         """
         self._counters.sync(self.param_groups)
         dropped = []
@@ -274,6 +278,50 @@ class FusedGradDropAdamW(Optimizer):
                     by_layer[layer] = by_layer.get(layer, True) and id(param) in dropped
         return sorted(layer for layer, whole in by_layer.items() if whole)
 
+    @contextmanager
+    def skip_dropped(self) -> Iterator[None]:
+        """Within it, what the next :meth:`step` drops as a whole needs no gradient.
+
+        ::
+
+            with optimizer.skip_dropped():
+                loss = model(inputs)
+                loss.backward()
+            optimizer.step()
+
+        The gradients of the weights that :meth:`dropped_params` lists are not computed, nor those
+        of the activations below the lowest parameter that is kept. The training is the same, bit
+        for bit: the step takes what was skipped as zero, as the masks make it. Every pass of an
+        accumulated batch may have a block of its own, and blocks may be nested. Where every
+        parameter is dropped, none is skipped. Parameters come out as they went in.
+
+        It differs from a training without it in what others read from the gradients:
+
+        * clipping outside the optimizer, and a GradScaler's search for infinities, see none where
+          they were skipped: ``max_grad_norm`` with ``masked_norm=True`` clips the same;
+        * a dropped parameter that the forward pass does not use has a gradient of zero, as if it
+          did;
+        * DistributedDataParallel needs ``find_unused_parameters=True``;
+        * ``torch.compile`` compiles anew for each set of dropped parameters, up to its limit;
+        * counts of steps on a device, as with a GradScaler, are waited for, to know the mask.
+
+        Raises:
+            ValueError: a group drops wholes under ``site="update"``, or ``max_grad_norm`` is set
+                without ``masked_norm``: the step reads the gradients of what it drops.
+            RuntimeError: another mask than the one of gradients that are being accumulated
+                (:meth:`new_mask`, knobs or a loaded state in between), here or in :meth:`step`;
+                :meth:`step` within the block; the capture of a CUDA graph.
+        """
+        check_skippable(self._next_knobs(), clipping_of(self.max_grad_norm, self.masked_norm))
+        params = [param for group in self.param_groups for param in group["params"]]
+        with self._skipping.skip(params, self.dropped_params()):
+            yield
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; masks may change before the next backward pass, see :meth:`skip_dropped`."""
+        super().zero_grad(set_to_none)
+        self._skipping.begin_anew()
+
     def _next_knobs(self) -> list[Knobs]:
         """The knobs of the step to come, one per group, checked."""
         if self._knobs.has_schedules:
@@ -296,18 +344,24 @@ class FusedGradDropAdamW(Optimizer):
 
         Raises:
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
-                cannot serve it; a graph capture without ``capturable=True``. Nothing has changed.
+                cannot serve it; a graph capture without ``capturable=True``; another mask than
+                the one of :meth:`skip_dropped`. Nothing has changed.
             ValueError: a param group holds a value outside its range. Nothing has changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._skipping.check_closed()
         check_capture(self.param_groups, self._knobs.has_schedules)
         clipping = clipping_of(self.max_grad_norm, self.masked_norm)
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
+        if self._skipping:
+            check_skippable(knobs, clipping)
+            self._skipping.check(self.dropped_params())
+            grads = self._skipping.fill(params, grads)
         plan = self._planner.plan(
             self.param_groups, params, grads, self.state, knobs, self._initial_state
         )
@@ -318,6 +372,7 @@ class FusedGradDropAdamW(Optimizer):
             found_inf = None
         self.grad_norm = plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
         self._counters.advance(keys, self.param_groups, found_inf)
+        self._skipping.forget()
         return loss
 
     # -- state -------------------------------------------------------------------------------------
@@ -391,4 +446,5 @@ class FusedGradDropAdamW(Optimizer):
         self._knobs = GroupKnobs(self.param_groups, schedules)
         if not hasattr(self, "_planner"):  # unpickled
             self._planner = Planner(self._backend)
+            self._skipping = Skipping()
         self._planner.forget()  # it holds on to the old state

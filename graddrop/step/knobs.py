@@ -40,6 +40,15 @@ class Knobs:
         """True for an exempt group: plain AdamW, with no randomness drawn."""
         return not isinstance(self.drop_prob, Tensor) and self.drop_prob == 0.0
 
+    @property
+    def drops_wholes(self) -> bool:
+        """Whether one decision may drop a parameter as a whole."""
+        if self.masks_nothing:
+            return False
+        return (
+            self.granularity in ("tensor", "layer") or threshold(float(self.drop_prob)) == 1 << 16
+        )
+
     def has_tensors(self) -> bool:
         """Whether a device holds a number that may change in place."""
         return isinstance(self.lr, Tensor) or isinstance(self.drop_prob, Tensor)
@@ -85,18 +94,16 @@ class Knobs:
         That is its own or its layer's, or ``drop_prob=1``, which drops all that is masked. What
         chance drops entry by entry or row by row is not looked for: shards would disagree.
         """
-        if self.masks_nothing:
+        if not self.drops_wholes:
             return [True] * len(stream_ids)
-        drop_threshold, by_layer = threshold(float(self.drop_prob)), self.granularity == "layer"
-        if not by_layer and self.granularity != "tensor" and drop_threshold < 1 << 16:
-            return [True] * len(stream_ids)
+        by_layer = self.granularity == "layer"
         units: Sequence[int | None] = layers if by_layer else stream_ids
         keep = keep_elements(
             torch.tensor([unit or 0 for unit in units], dtype=torch.int64, device="cpu"),
             stream=LAYER_STREAM if by_layer else TENSOR_STREAM,
             seed=self.seed,
             draw=draw,
-            drop_threshold=drop_threshold,
+            drop_threshold=threshold(float(self.drop_prob)),
         )
         return [unit is None or kept for unit, kept in zip(units, keep.tolist(), strict=True)]
 
