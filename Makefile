@@ -4,6 +4,8 @@
 #   make test    the laws
 #   make slow    those that take minutes
 #   make lint    formatting, style, types
+#   make kernels laws of the kernels on their compiled code: executed for sm_80, sm_90 and sm_100, and
+#                for aarch64 under emulation
 #   make bench   speed next to the peers, into bench/results/; DEVICE=cuda, QUICK=--quick
 #   make ext     compile the CPU kernel in place, for a checkout that is not installed
 #
@@ -23,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 # Installing costs 65 s of processor time instead of 150 s, and the first import 18 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow lint bench ext clean
+.PHONY: demo test slow lint kernels bench ext clean
 
 demo: $(VENV)/xglue.stamp
 	@$(VENV)/bin/graddrop demo --output demo-output
@@ -40,6 +42,16 @@ lint: $(VENV)/dev.stamp
 	@$(RUN) -m ruff format --check --quiet .
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m mypy
+
+# What PTX leaves open differs by target: the order of warps, and how approximate instructions err.
+kernels: kernels-sm_90 kernels-sm_80 kernels-sm_100
+EXECUTED := $(addprefix tests/,kernels/test_triton.py kernels/executed step/test_clipping.py \
+	step/test_rounding.py)
+kernels-sm_80: RULES := --order 1 --lean down
+kernels-sm_100: RULES := --order 2 --lean up
+kernels-sm_%: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -p ptx.plugin --execute sm_$* $(RULES) \
+		--quiet $(EXECUTED) -k 'triton or executed'
 
 bench: $(VENV)/bench.stamp
 	@mkdir -p bench/results

@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -46,9 +47,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads from the user's cache of data sets or writes to it."""
     with pytest.MonkeyPatch.context() as patch:
         cache = str(tmp_path_factory.mktemp("datasets"))
-        patch.setenv("HF_DATASETS_CACHE", cache)
-        if find_spec("datasets"):
-            import datasets
-
+        patch.setenv("HF_DATASETS_CACHE", cache)  # which is read when it is imported
+        if datasets := sys.modules.get("datasets"):
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         yield

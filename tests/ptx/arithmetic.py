@@ -107,6 +107,8 @@ def _bitwise(name: str, modifiers: list[str], kind: str) -> Operation:
         return Operation(kind, (kind, "u32"), _shift_left)
     if name == "not":
         return Operation(kind, (kind,), np.invert)
+    if name == "prmt":
+        return Operation(kind, (kind, kind, "u32"), _permuted_bytes)
     compute = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name]
     return Operation(kind, (kind, kind), compute)
 
@@ -152,6 +154,18 @@ def _shift_right(a: Array, n: Array) -> Array:
 
 def _amount(a: Array, n: Array) -> Array:
     return np.minimum(n, a.dtype.itemsize * 8).astype(a.dtype)
+
+
+def _permuted_bytes(a: Array, b: Array, selector: Array) -> Array:
+    """9.7.8.7: each byte is one of the eight of b:a, or eight copies of its highest bit."""
+    both = (b.astype(np.uint64) << 32) | a
+    result = np.zeros_like(both)
+    for i in range(4):
+        chosen = (selector >> (4 * i)).astype(np.uint64)
+        byte = (both >> ((chosen & 7) * 8)) & 0xFF
+        byte = np.where(chosen & 8, (byte >> 7) * 0xFF, byte)
+        result = result | (byte << (8 * i))
+    return result.astype(np.uint32)
 
 
 def _bit_field(a: Array, position: Array, length: Array) -> Array:

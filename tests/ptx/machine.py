@@ -122,15 +122,13 @@ class Machine:
 
         Raises:
             Fault: an access that is misaligned, out of bounds or a race; a register that is read
-                before it is written; threads that wait for others that never come.
+                before it is written.
         """
         if len(self.thread):
             self._pending[0].append(self.thread)
         with np.errstate(all="ignore"):
             while self._pending:
                 self._run_some()
-        if (self._waiting >= 0).any():
-            raise Fault("threads wait at a barrier that others of their block never reach")
         for (begin, end), warps in self._runs.items():
             for instruction in self._code.program.instructions[begin:end]:
                 self.counts.instructions[".".join(instruction.opcode)] += warps
@@ -304,7 +302,7 @@ def _constant(program: Program, operand: str, kind: str) -> Array:
         if bits != BITS[kind]:
             raise TypeError(operand)
         return UNSIGNED[bits](int(found[1] or found[2], 16)).view(numpy_type(kind))
-    value = int(operand, 0)
+    value = int(operand.removesuffix("U"), 0)
     if kind == "pred":
         return np.bool_(value)
     bits = BITS[kind]

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,9 +16,18 @@ SECTOR = 32  # bytes that a GPU's memory moves at least
 WARP = 32  # threads that execute an instruction together
 
 
+_found: list[weakref.ref[torch.Tensor]] = []  # tensors that a look has found
+
+
 def live_storages() -> list[tuple[int, int]]:
-    """First address and end of the storage of every CPU tensor that Python can reach."""
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    """First address and end of the storage of every CPU tensor that Python can reach.
+
+    All that is looked at is frozen (`gc.freeze`), so that the next look sees what is new.
+    """
+    new = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    gc.freeze()
+    tensors = [known for found in _found if (known := found()) is not None] + new
+    _found[:] = map(weakref.ref, tensors)
     tensors += [found.grad for found in tensors if found.is_leaf and found.grad is not None]
     storages = [found.untyped_storage() for found in tensors if found.device.type == "cpu"]
     return sorted({(found.data_ptr(), found.data_ptr() + found.nbytes()) for found in storages})

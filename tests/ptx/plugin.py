@@ -8,7 +8,6 @@ executed, such as the sectors that a step moves, takes the fixture ``execution``
 tests/kernels/executed, where pytest looks with this plugin only.
 """
 
-import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -41,7 +40,6 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
     torch.set_num_threads(1)
     option = session.config.option
     rules = Rules(order=option.order, lean=option.lean)
-    gc.freeze()  # tensors are looked for among what is made from here on
     with executed(option.execute, rules) as execution:
         session.config.stash[EXECUTION] = execution
         done = yield

@@ -77,7 +77,7 @@ class Accesses:
         # time << 32 | thread + 1, zero pages until they are touched
         self._writers = np.zeros(n_granules, np.int64)
         self._readers = np.zeros(n_granules, np.int64)
-        self._reads: list[tuple[Array, Array, int]] = []  # granules, threads, time
+        self._reads: list[tuple[Array, int, Array, int]] = []  # offsets, size, threads, time
         self._order = order
         self._shared = shared
 
@@ -87,10 +87,10 @@ class Accesses:
         Raises:
             Fault: another thread wrote them, and nothing orders the two.
         """
+        if not self._shared:
+            self._reads.append((offset, size, thread, self._order.time))
         granules, thread = self._granules(offset, size, thread)
         self._check(self._writers[granules], thread, "read", "written")
-        if not self._shared:
-            self._reads.append((granules, thread, self._order.time))
         now = self._order.time << 32
         last = self._readers[granules] & _THREAD
         entry = np.where((last == 0) | (last == thread + 1), thread + 1, _SEVERAL) | now
@@ -137,6 +137,8 @@ class Accesses:
 
     def _check_readers(self, granule: int, thread: Array) -> None:
         """The threads that have read one granule, one by one."""
-        for granules, readers, time in self._reads:
-            entries = (time << 32) | (readers[granules == granule] + 1)
+        begin = granule * GRANULE
+        for offset, size, readers, time in self._reads:
+            touched = (offset < begin + GRANULE) & (offset + size > begin)
+            entries = (time << 32) | (readers[touched] + 1)
             self._check(entries, thread.repeat(len(entries)), "written", "read")
