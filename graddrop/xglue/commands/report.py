@@ -3,15 +3,26 @@
 import argparse
 from pathlib import Path
 
-from graddrop.xglue.report.document import find_table
+from graddrop.xglue.report.document import Paragraph, find_table
 from graddrop.xglue.report.markdown import render_table
 from graddrop.xglue.report.scores import XGLUE_TABLE
-from graddrop.xglue.report.write import MARKDOWN_FILE, WEBPAGE_FILE, write_report
+from graddrop.xglue.report.write import Files, write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with runs, at any depth")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder with runs, at any depth, or a file of scores as graddrop sweep keeps it",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="Markdown file, in place of report.md and .html"
+    )
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="TOML or YAML: the tests that are to decide"
+    )
     parser.add_argument(
         "--text-sizes", type=Path, metavar="FILE", help="JSON, {language: size of its text}"
     )
@@ -21,8 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and print its first table."""
-    blocks = write_report(args.folder, args.text_sizes, args.data)
+    """Write the report and print its first table and its verdict."""
+    blocks = write_report(args.source, args.text_sizes, args.data, args.plan, args.output)
     print(render_table(find_table(blocks, XGLUE_TABLE)))
-    print(f"{args.folder / MARKDOWN_FILE}\n{args.folder / WEBPAGE_FILE}")
+    verdict = next(block for block in blocks if isinstance(block, Paragraph))
+    print(f"\n{verdict.text}\n")
+    files = Files.of(args.source, args.output)
+    print("\n".join(str(file) for file in (files.markdown, files.webpage) if file))
     return 0

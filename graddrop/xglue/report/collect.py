@@ -1,12 +1,14 @@
 """The runs below a folder, as one experiment whose parts can be compared."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from graddrop.methods import PRESETS
 from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
@@ -19,7 +21,9 @@ from graddrop.xglue.training.run_folder import (
 )
 from graddrop.xglue.training.score_file import ScoreFile, result_of
 
-_IDENTITY = frozenset(("task", "method", "drop_prob", "seed", "data", "model", "evaluate", *KNOBS))
+_IDENTITY = frozenset(
+    ("task", "method", "drop_prob", "seed", "lr", "data", "model", "evaluate", *KNOBS)
+)
 _NEEDED = ("task", "config", "data", "metric", "scores", "history", "seconds", "versions")
 
 
@@ -31,25 +35,36 @@ class ReportError(ValueError):
 class Arm:
     """What is compared: a method with all that its runs share, whatever their task and seed.
 
+    A learning rate is no part of it: each arm has its own in each task (see `report.rates`).
+
     Args:
         method: Name of the method.
-        drop_prob: Its drop probability; None for methods that have none.
+        drop_prob: Its drop probability, or several that follow each other; None for methods that
+            have none.
         knobs: Settings of the method (`KNOBS`) in which its runs differ, by name.
         settings: Other settings in which the runs of some task differ, by name.
     """
 
     method: str
-    drop_prob: float | None = None
+    drop_prob: float | tuple[float, ...] | None = None
     knobs: tuple[tuple[str, str], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
-        """Name of the arm in tables and figures, such as `graddrop p=0.5`."""
-        rate = () if self.drop_prob is None else (f"p={self.drop_prob:g}",)
+        """Name of the arm in tables and figures, such as `graddrop drop=0.5`."""
+        rates = ",".join(f"{rate:g}" for rate in self.drop_probs)
+        rate = (f"drop={rates}",) if rates else ()
         return " ".join(
             [self.method, *rate, *(f"{name}={value}" for name, value in self.knobs + self.settings)]
         )
+
+    @property
+    def drop_probs(self) -> tuple[float, ...]:
+        """The drop probabilities: none, one, or several that follow each other."""
+        if isinstance(self.drop_prob, tuple):
+            return self.drop_prob
+        return () if self.drop_prob is None else (self.drop_prob,)
 
     @property
     def masks(self) -> bool:
@@ -82,18 +97,32 @@ class Run:
         return self.result["config"]["seed"]
 
     @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.result["config"]["lr"]
+
+    @property
     def metric(self) -> str:
         """Name of the task's official score."""
         return self.result["metric"]
 
     def scores(self, split: str, metric: str) -> dict[str, float]:
         """Return a metric of a split by language, as fractions."""
-        return {code: row[metric] for code, row in self.result["scores"][split].items()}
+        scores = self.result["scores"].get(split, {})
+        return {code: row[metric] for code, row in scores.items()}
 
-    def score(self, split: str) -> float | None:
-        """Return the official score, the mean over languages; None where there is none."""
-        values = list(self.scores(split, self.metric).values())
-        return sum(values) / len(values) if values else None
+    def score(self, split: str, languages: Collection[str] | None = None) -> float | None:
+        """Return the official score, a mean over languages; None where one of them has none.
+
+        Args:
+            split: `dev` or `test`.
+            languages: Over which; None means all that were scored.
+        """
+        scores = self.scores(split, self.metric)
+        codes = list(scores) if languages is None else languages
+        if not codes or any(code not in scores for code in codes):
+            return None
+        return math.fsum(scores[code] for code in codes) / len(codes)
 
 
 @dataclass(frozen=True)
@@ -130,23 +159,36 @@ class Experiment:
         """What is compared, in the order of the table of methods."""
         return sorted({run.arm for run in self.runs}, key=_arm_order)
 
+    def masking(self, arm: Arm) -> dict[str, Any]:
+        """Return where and when an arm masks; of a control, what the masks do that it matches."""
+        config = next(run.result["config"] for run in self.runs if run.arm == arm)
+        preset = METHODS[arm.method].preset
+        found: dict[str, Any] = {"granularity": "element", "period": "step", "site": "grad"}
+        found |= {"rescale": False}
+        found |= PRESETS[preset].knobs if preset else {}
+        found |= {name: config[name] for name in found if config.get(name) is not None}
+        # AdamW does not see its gradients' scale.
+        found["rescale"] = found["rescale"] and found["site"] == "update"
+        return {**found, "exempt": sorted(config.get("exempt", ()))}
+
     def of(self, task: str, arm: Arm | None = None) -> list[Run]:
         """Return the runs of a task, or of an arm in it, by seed."""
         return [run for run in self.runs if run.task == task and arm in (None, run.arm)]
 
     def languages(self, task: str, split: str) -> list[str]:
         """Return the languages scored in a task, in the benchmark's order."""
-        scored = {code for run in self.of(task) for code in run.result["scores"][split]}
+        scored = {code for run in self.of(task) for code in run.result["scores"].get(split, ())}
         order = TASKS[task].languages
         return [code for code in order if code in scored] + sorted(scored - set(order))
 
 
-def collect(source: Path) -> Experiment:
+def collect(source: Path, where: Mapping[str, Any] | None = None) -> Experiment:
     """Read every run below a folder, or in a file of scores.
 
     Args:
         source: A folder with run folders at any depth, or a file of JSON lines (see
             `graddrop.xglue.training.score_file.ScoreFile`).
+        where: Settings by name: runs that have others are passed over.
 
     Raises:
         ReportError: If no run has finished; if runs differ in data or model; if two runs are the
@@ -170,6 +212,7 @@ def collect(source: Path) -> Experiment:
         raise ReportError(
             f"{source}: expected a folder of runs or a file of scores, found none; check the path"
         )
+    results = {name: result for name, result in results.items() if _has(result["config"], where)}
     if not results:
         begun = failed or unfinished
         found = f"{len(failed)} failed, {len(unfinished)} unfinished" if begun else "none"
@@ -186,7 +229,7 @@ def collect(source: Path) -> Experiment:
         Run(name, _arm(result["config"], knobs, settings), result)
         for name, result in results.items()
     ]
-    runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.seed))
+    runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.lr, run.seed))
     _refuse_repetition(runs)
     _refuse_other_languages(runs)
     return Experiment(tuple(runs), failed, unfinished)
@@ -210,6 +253,10 @@ def _not_finished(
         if {"task", "method", "seed"} <= config.keys():
             begun.append(name)
     return failed, tuple(begun)
+
+
+def _has(config: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+    return all(config.get(name) == value for name, value in (wanted or {}).items())
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -247,9 +294,9 @@ def _refuse_mixture(results: Mapping[str, dict[str, Any]], what: str, value: Any
 
 
 def _refuse_repetition(runs: Sequence[Run]) -> None:
-    seen: dict[tuple[str, Arm, int], str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
     for run in runs:
-        key = (run.task, run.arm, run.seed)
+        key = (run.task, run.arm, run.lr, run.seed, _text(run.result["config"].get("evaluate")))
         if key in seen:
             raise ReportError(
                 f"{seen[key]} and {run.name} are the same run ({run.task}, {run.arm.label}, "
@@ -263,8 +310,9 @@ def _refuse_other_languages(runs: Sequence[Run]) -> None:
     first: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         for split in EVAL_SPLITS:
-            other = first.setdefault((run.task, run.arm.settings, split), run)
-            ours, theirs = (set(some.result["scores"][split]) for some in (run, other))
+            asked = _text(run.result["config"].get("evaluate"))
+            other = first.setdefault((run.task, run.arm.settings, split, asked), run)
+            ours, theirs = (set(some.scores(split, some.metric)) for some in (run, other))
             if ours != theirs:
                 raise ReportError(
                     f"{other.name} and {run.name} were scored in other languages "
@@ -286,21 +334,27 @@ def knobs_of(config: Mapping[str, Any]) -> dict[str, str]:
     Without masks those of masking decide nothing: such runs are the same.
     """
     method = METHODS[config["method"]]
-    relevant = KNOBS if method.preset else KNOBS[-1:] if method.trains == "gradually" else ()
-    return {name: _text(config[name]) for name in relevant if config.get(name) not in (None, [])}
+    masks = method.preset is not None or method.shrinks_step
+    relevant = KNOBS[:-1] if masks else KNOBS[-1:] if method.trains == "gradually" else ()
+    unset: tuple[Any, ...] = (None, [], "epochs")
+    return {name: _text(config[name]) for name in relevant if config.get(name) not in unset}
 
 
 def _arm(config: Mapping[str, Any], knobs: Sequence[str], settings: Sequence[str]) -> Arm:
     return Arm(
         config["method"],
-        config["drop_prob"] if METHODS[config["method"]].drop_prob else None,
+        _rate(config["drop_prob"]) if METHODS[config["method"]].drop_prob else None,
         tuple((name, value) for name, value in knobs_of(config).items() if name in knobs),
         tuple((name, _text(config.get(name))) for name in settings),
     )
 
 
+def _rate(value: Any) -> float | tuple[float, ...]:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _arm_order(arm: Arm) -> tuple[Any, ...]:
-    return (list(METHODS).index(arm.method), arm.drop_prob or 0.0, arm.knobs, arm.settings)
+    return (list(METHODS).index(arm.method), arm.drop_probs, arm.knobs, arm.settings)
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from graddrop.xglue.report.collect import Arm, Experiment
-from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS, control_of, pairs
+from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS, at_one_rate, control_of, pairs
+from graddrop.xglue.report.rates import Rates
 from graddrop.xglue.report.statistics import Correlation, holm, rank_correlation
 from graddrop.xglue.tasks import TRAIN_LANGUAGE
 
@@ -35,14 +36,15 @@ class Gains:
     p_holm: float | None = None
 
 
-def gains(experiment: Experiment, sizes: Mapping[str, float]) -> list[Gains]:
-    """Compute the gains of all masking arms over both controls.
+def gains(experiment: Experiment, rates: Rates, sizes: Mapping[str, float]) -> list[Gains]:
+    """Compute the gains of all masking arms over its controls.
 
     The language that was trained on is left out: it has no zero-shot score. The correction counts
     the means over tasks as one family of tests, the single tasks as another.
 
     Args:
         experiment: The runs.
+        rates: Their learning rates.
         sizes: Amount of pretraining text by language; a language that is missing here does not
             enter the correlation.
 
@@ -59,6 +61,8 @@ def gains(experiment: Experiment, sizes: Mapping[str, float]) -> list[Gains]:
                 other = control_of(experiment, arm, control) if arm.masks else None
                 for task in family if other is not None else []:
                     assert other is not None
+                    if not at_one_rate(experiment, rates, task, arm, other):
+                        continue
                     entry = _gains(experiment, arm, other, task)
                     if entry.by_language:
                         members.append(replace(entry, correlation=_correlate(entry, sizes)))
@@ -75,7 +79,7 @@ def _gains(experiment: Experiment, arm: Arm, control: Arm, task: str | None) -> 
             if language == TRAIN_LANGUAGE:
                 continue
             ours, theirs = (_by_seed(experiment, name, a, language) for a in (arm, control))
-            differences = pairs(ours, theirs)
+            differences = pairs(ours, theirs).values()
             if differences:
                 collected.setdefault(language, []).append(sum(differences) / len(differences))
                 seeds.append(len(differences))

@@ -9,17 +9,21 @@ from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
 from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.gains import Gains, gains
+from graddrop.xglue.report.rates import Rates
 from graddrop.xglue.report.scatter import draw_gains
 from graddrop.xglue.report.statistics import MIN_LANGUAGES, RESAMPLES
 from graddrop.xglue.report.textsizes import TextSizes
 from graddrop.xglue.tasks import TRAIN_LANGUAGE
 
 
-def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterator[Block]:
+def resource_section(
+    experiment: Experiment, rates: Rates, sizes: TextSizes | None
+) -> Iterator[Block]:
     """Show each language's gain from masking against the size of its pretraining text.
 
     Args:
         experiment: The runs.
+        rates: Their learning rates.
         sizes: Sizes of the pretraining texts, if they are known.
     """
     yield Heading("Under-resourced languages")
@@ -32,7 +36,7 @@ def resource_section(experiment: Experiment, sizes: TextSizes | None) -> Iterato
             "not known here. Name a JSON file of {language: size} with --text-sizes."
         )
         return
-    entries = gains(experiment, sizes.by_language)
+    entries = gains(experiment, rates, sizes.by_language)
     if not entries:
         yield Paragraph(
             "There is no pair of a masking run and a control with the same task, seed and settings "

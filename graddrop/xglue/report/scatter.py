@@ -41,7 +41,8 @@ def draw_gains(entries: Sequence[Gains], sizes: TextSizes) -> "Figure":
         codes = [code for code in entry.by_language if code in sizes.by_language]
         points = [(sizes.by_language[code], 100 * entry.by_language[code]) for code in codes]
         axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.scatter(*zip(*points, strict=True), color=line_style(0)[0], s=18, zorder=3)
+        x, y = ([point[axis] for point in points] for axis in (0, 1))  # maybe none of either
+        axes.scatter(x, y, color=line_style(0)[0], s=18, zorder=3)
         axes.set_xscale("log")
         title = f"{entry.arm.label} - {entry.control.label}\n{_verdict(entry)}"
         unit = f"pretraining text ({sizes.unit}, log scale)"

@@ -14,14 +14,21 @@ MIN_PAIRS = 3
 """Pairs below which no test is made: two give one degree of freedom, on which any p rests on the
 assumption of normality alone."""
 
+SIGN_FLIPS = 6
+"""Pairs from which on signs are flipped instead of assuming a normal distribution: of five, all of
+one sign have p = 2/32."""
+
 MIN_LANGUAGES = 5
 """Points below which no correlation is tested: the best of the 4! orders has a two-sided p of 1/12,
 so no outcome could be significant."""
 
 RESAMPLES = 9999
 
-# Differences of scores closer than this are rounding: a score is a ratio of counts.
-_NO_SPREAD = 1e-9
+POWER = 0.8
+"""Chance of seeing a difference with which `pairs_needed` counts."""
+
+# Scores are ratios of counts; what differs less than this differs by rounding.
+_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Estimate:
 
     Args:
         mean: Of the values.
-        half_width: Half of the two-sided 95 % t interval; None with fewer than two values.
+        half_width: Half of the two-sided t interval; None with fewer than two values, or where
+            all are the same: a spread of nothing would be an interval of no width.
         n: Number of values.
     """
 
@@ -58,39 +66,92 @@ class Correlation:
     n: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a mean with its t interval (Student 1908).
 
     Assumes that the values are independent draws from about a normal distribution.
 
     Args:
         values: At least one.
+        confidence: Of the interval, in (0, 1).
     """
     from scipy import stats
 
     n = len(values)
     mean = math.fsum(values) / n
-    if n < 2:
+    if n < 2 or _all_the_same(values):
         return Estimate(mean, None, n)
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    quantile = stats.t.ppf((1 + confidence) / 2, n - 1)
     return Estimate(mean, float(quantile * stats.sem(values)), n)
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of a paired t test (the mean difference is zero).
+    """Return the two-sided p of a paired test (the mean difference is zero).
+
+    From `SIGN_FLIPS` pairs on it is that of Fisher's sign-flip test (1935), which takes each
+    difference as equally likely with either sign: of all flips up to 16 pairs, of 65,536 random
+    ones beyond. With fewer it is that of Student's t test.
 
     Args:
         differences: One per pair.
 
     Returns:
-        None with fewer than `MIN_PAIRS` pairs, or where all differences are the same: then the
-        test has no spread to judge by.
+        None with fewer than `MIN_PAIRS` pairs, or where the t test has no spread to judge by.
     """
     from scipy import stats
 
-    if len(differences) < MIN_PAIRS or max(differences) - min(differences) < _NO_SPREAD:
+    if len(differences) < MIN_PAIRS:
         return None
+    if len(differences) < SIGN_FLIPS:
+        return None if _all_the_same(differences) else _t_test(differences)
+    # In whole units equal sums are equal, whatever the order of their terms.
+    units = [round(value * 10**_DIGITS) for value in differences]
+    test = stats.permutation_test(
+        (units,),
+        lambda values, axis: values.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=1 << 16,
+        rng=0,
+    )
+    return float(test.pvalue)
+
+
+def _t_test(differences: Sequence[float]) -> float:
+    from scipy import stats
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def pairs_needed(
+    differences: Sequence[float], size: float, level: float = 1 - CONFIDENCE
+) -> int | None:
+    """Return how many pairs a t test needs to see a difference, by the spread of some pairs.
+
+    Args:
+        differences: Some pairs' differences.
+        size: Mean difference that is to be seen, positive, in the same unit.
+        level: Two-sided level of the test.
+
+    Returns:
+        The least number whose power is `POWER`; None if the pairs have no spread, or if it is
+        beyond 1000.
+    """
+    from scipy import stats
+
+    if len(differences) < 2 or _all_the_same(differences):
+        return None
+    effect = size / float(stats.tstd(differences))
+    for n in range(2, 1001):
+        bound = float(stats.t.ppf(1 - level / 2, n - 1))
+        shifted = stats.nct(n - 1, effect * math.sqrt(n))
+        if shifted.sf(bound) + shifted.cdf(-bound) >= POWER:
+            return n
+    return None
+
+
+def _all_the_same(values: Sequence[float]) -> bool:
+    return round(max(values) - min(values), _DIGITS) == 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -128,7 +189,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> C
     """
     from scipy import stats
 
-    if len(x) < MIN_LANGUAGES or any(max(v) - min(v) < _NO_SPREAD for v in (x, y)):
+    # Ties that rounding has parted are ties.
+    x, y = ([round(value, _DIGITS) for value in values] for values in (x, y))
+    if len(x) < MIN_LANGUAGES or any(_all_the_same(values) for values in (x, y)):
         return None
     interval = stats.bootstrap(
         (x, y),

@@ -1,23 +1,25 @@
 """A report from the runs below a folder to its files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from graddrop.xglue.data.sources import Source, open_source
 from graddrop.xglue.report.collect import Experiment, collect
-from graddrop.xglue.report.document import Block, Heading, Items, Picture
+from graddrop.xglue.report.comparison import Comparison, compare
+from graddrop.xglue.report.differences import difference_section, verdict
+from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture
 from graddrop.xglue.report.figures import picture
+from graddrop.xglue.report.languages import Baselines, language_section
 from graddrop.xglue.report.learning import draw_curves
 from graddrop.xglue.report.markdown import render_markdown
 from graddrop.xglue.report.origin import origin_section
+from graddrop.xglue.report.plan import ReportPlan, read_report_plan
+from graddrop.xglue.report.rates import Rates, at_chosen_rates, choose_rates
 from graddrop.xglue.report.resources import resource_section
-from graddrop.xglue.report.scores import (
-    Baselines,
-    difference_section,
-    language_section,
-    xglue_section,
-)
+from graddrop.xglue.report.scores import xglue_section
 from graddrop.xglue.report.textsizes import TextSizes, text_sizes
+from graddrop.xglue.report.tuning import tuning_section
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS
@@ -33,34 +35,76 @@ def curves_name(task: str) -> str:
     return f"curves-{task}"
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where a report is written.
+
+    Args:
+        markdown: The report in Markdown.
+        webpage: The same as one page; None writes none.
+        pictures: Folder of its figures, which lies beside it.
+    """
+
+    markdown: Path
+    webpage: Path | None
+    pictures: Path
+
+    @staticmethod
+    def of(source: Path, output: Path | None) -> "Files":
+        """Name the files of a report.
+
+        Args:
+            source: Folder of runs, or file of scores.
+            output: File in Markdown that is asked for; None stands for `report.md` in the folder,
+                or beside the file, with a web page.
+        """
+        if output is None:
+            folder = source if source.is_dir() else source.parent
+            return Files(folder / MARKDOWN_FILE, folder / WEBPAGE_FILE, folder / PICTURES_FOLDER)
+        return Files(output, None, output.with_name(f"{output.stem}-figures"))
+
+
 def write_report(
-    folder: Path, sizes_file: Path | None = None, data: str | None = None
+    source: Path,
+    sizes_file: Path | None = None,
+    data: str | None = None,
+    plan_file: Path | None = None,
+    output: Path | None = None,
 ) -> list[Block]:
-    """Write `report.md`, `report.html` and the figures beside them.
+    """Write a report and the figures beside it, see `Files.of`.
 
     Equal runs give equal bytes.
 
     Args:
-        folder: Folder with the runs, at any depth; the report is put into it.
+        source: Folder with the runs, at any depth, or a file of scores.
         sizes_file: JSON with the sizes of the pretraining texts, see `textsizes.text_sizes`.
         data: The data of the runs, see `graddrop.xglue.data.sources.open_source`, to show beside
             their scores that of the most frequent label.
+        plan_file: What the report is to decide, see `plan.ReportPlan`.
+        output: File in Markdown, in place of `report.md` and a web page.
 
     Returns:
         The report's blocks.
 
     Raises:
         ReportError: If the runs make no report, see `collect.collect`.
-        ValueError: If the file of sizes is malformed.
+        ValueError: If the plan or the file of sizes is malformed.
         DataError: If the data are missing or malformed.
         OSError: If a file cannot be read or written; each file is whole or as it was before.
     """
-    experiment = collect(folder)
-    sizes = text_sizes(experiment.model, folder, sizes_file)
-    source = open_source(data) if data else None
-    blocks = list(_blocks(experiment, sizes, source))
-    pictures = folder / PICTURES_FOLDER
-    pictures.mkdir(exist_ok=True)
+    files = Files.of(source, output)
+    plan = read_report_plan(plan_file) if plan_file else ReportPlan()
+    everything = collect(source, plan.where)
+    rates = choose_rates(everything)
+    experiment = at_chosen_rates(everything, rates)
+    sizes = text_sizes(experiment.model, files.markdown.parent, sizes_file)
+    opened = open_source(data) if data else None
+    comparisons = compare(experiment, rates, plan)
+    blocks = [
+        *_opening(experiment, comparisons, opened, plan),
+        *_sections(everything, experiment, rates, comparisons, sizes, opened, plan),
+    ]
+    files.pictures.mkdir(parents=True, exist_ok=True)
     names = {
         f"{block.name}.{suffix}": content
         for block in blocks
@@ -68,10 +112,11 @@ def write_report(
         for suffix, content in block.files.items()
     }
     for name, content in names.items():
-        write_file(pictures / name, content)
-    write_file(folder / MARKDOWN_FILE, render_markdown(blocks, PICTURES_FOLDER).encode())
-    write_file(folder / WEBPAGE_FILE, render_webpage(blocks).encode())
-    for path in pictures.iterdir():
+        write_file(files.pictures / name, content)
+    write_file(files.markdown, render_markdown(blocks, files.pictures.name).encode())
+    if files.webpage is not None:
+        write_file(files.webpage, render_webpage(blocks).encode())
+    for path in files.pictures.iterdir():
         if path.suffix in (".svg", ".png") and path.name not in names:
             path.unlink()
     return blocks
@@ -90,26 +135,52 @@ def _baselines(experiment: Experiment, source: Source) -> Baselines:
     }
 
 
-def _blocks(
-    experiment: Experiment, sizes: TextSizes | None, source: Source | None
+def _opening(
+    experiment: Experiment,
+    comparisons: Sequence[Comparison],
+    source: Source | None,
+    plan: ReportPlan,
 ) -> Iterator[Block]:
     count = len(experiment.runs)
-    yield Heading(f"Fine-tuning report: {count} run{'s' if count > 1 else ''}", 1)
-    stand_in = min(run.result["parameters"] for run in experiment.runs) < _SMALLEST
-    yield Items([*_summary(experiment, stand_in, source)])
-    yield from xglue_section(experiment, with_published=not stand_in)
-    yield from difference_section(experiment)
-    yield from resource_section(experiment, sizes)
+    title = plan.title or "Fine-tuning report"
+    yield Heading(f"{title}: {count} run{'s' if count > 1 else ''}", 1)
+    yield Paragraph(verdict(comparisons, plan))
+    yield Items([*_summary(experiment, _is_stand_in(experiment), source)])
+
+
+def _is_stand_in(experiment: Experiment) -> bool:
+    return min(run.result["parameters"] for run in experiment.runs) < _SMALLEST
+
+
+def _sections(
+    everything: Experiment,
+    experiment: Experiment,
+    rates: Rates,
+    comparisons: Sequence[Comparison],
+    sizes: TextSizes | None,
+    source: Source | None,
+    plan: ReportPlan,
+) -> Iterator[Block]:
+    yield from difference_section(experiment, comparisons, plan)
+    yield from tuning_section(everything, rates)
+    yield from xglue_section(experiment, with_published=not _is_stand_in(experiment))
+    yield from resource_section(experiment, rates, sizes)
     baselines = _baselines(experiment, source) if source else {}
     yield from language_section(experiment, sizes, baselines)
-    yield Heading("Learning curves")
-    for task in experiment.tasks:
+    recorded = [task for task in experiment.tasks if _has_curves(experiment, task)]
+    if recorded:
+        yield Heading("Learning curves")
+    for task in recorded:
         yield picture(
             curves_name(task),
             f"{task}: learning curves; thin lines are runs, thick ones means over seeds",
             draw_curves(experiment.of(task), experiment.arms),
         )
     yield from origin_section(experiment)
+
+
+def _has_curves(experiment: Experiment, task: str) -> bool:
+    return any(run.result["history"] for run in experiment.of(task))
 
 
 def _summary(experiment: Experiment, stand_in: bool, source: Source | None) -> Iterator[str]:

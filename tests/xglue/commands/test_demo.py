@@ -39,7 +39,7 @@ def test_the_table_is_what_was_measured(finished: tuple[Path, list[Block]]) -> N
     """Each number of the table is the stored one of its language, method and metric."""
     output, report = finished
     table = find_table(report, "pos-test-token_accuracy")
-    arms = ["standard", "graddrop p=0.5"]
+    arms = ["standard", "graddrop drop=0.5"]
     assert table.columns == ["language", "text (bytes)", "majority label", *arms]
     rows = {row[0]: row[1:] for row in table.rows}
     results = [

@@ -114,7 +114,7 @@ def table(folder: Path, caption: str) -> list[list[str]]:
 def test_the_table_is_what_was_measured(written: Path) -> None:
     """Means over languages, then seeds; the interval of two seeds; dashes for what is missing."""
     rows = table(written, "Official score on test, mean over languages")
-    assert rows[0] == ["task", "standard", "graddrop p=0.5", "lr-matched p=0.5"]
+    assert rows[0] == ["task", "standard", "graddrop drop=0.5", "lr-matched drop=0.5"]
     # Seeds of 50.3 and 51.3: t of one degree of freedom is 12.706, the standard error 0.5.
     assert rows[1][:2] == ["mlqa", "50.80 ± 6.35 (2)"]
     assert rows[2][2] == "52.30 (1)"  # one seed: no interval
@@ -130,8 +130,8 @@ def test_languages_stand_beside_their_baseline(written: Path) -> None:
         "text (GiB)",
         "majority label",
         "standard",
-        "graddrop p=0.5",
-        "lr-matched p=0.5",
+        "graddrop drop=0.5",
+        "lr-matched drop=0.5",
     ]
     trivial = majority_scores(TASKS["qadsm"], open_source(str(written / "data")))["accuracy"]
     assert rows[1] == ["en", "301", f"{100 * trivial['en']:.2f}", "50.80", "52.00", "54.50"]
@@ -142,10 +142,10 @@ def test_languages_stand_beside_their_baseline(written: Path) -> None:
 
 def test_too_few_seeds_are_said_to_be_few(written: Path) -> None:
     """Two pairs have an interval but no p; one pair has neither."""
-    rows = table(written, "Official score on test less that of standard")
-    by_name = {tuple(row[:2]): row[2:] for row in rows[1:]}
-    assert by_name["mlqa", "graddrop p=0.5"][2:] == ["2", "too few", "-"]
-    assert by_name["qadsm", "graddrop p=0.5"] == ["+2.00", "-", "1", "too few", "-"]
+    rows = table(written, "Score on test less that of standard")
+    by_name = {tuple(row[:2]): row[3:] for row in rows[1:]}
+    assert by_name["mlqa", "graddrop drop=0.5"][2:5] == ["2", "too few", "-"]
+    assert by_name["qadsm", "graddrop drop=0.5"][1:] == ["-", "1", "too few", "-", "undecided"]
 
 
 def test_the_page_stands_alone(written: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_page_stands_alone(written: Path) -> None:
     page = Page(text)
     assert text.startswith("<!DOCTYPE html>")
     pictures = [a for a in page.addresses if a.startswith("data:image/svg+xml;base64,")]
-    assert len(pictures) == 4  # two tasks' curves, gains over two controls
+    assert len(pictures) == 5  # differences, two tasks' curves, gains over two controls
     links = [address for address in page.addresses if address not in pictures]
     assert links and all(link[0] == "#" and link[1:] in page.ids for link in links)
     assert len(page.ids) == len(set(page.ids))
@@ -175,7 +175,13 @@ def test_the_files_of_the_figures_are_those_on_the_page(written: Path) -> None:
     names = sorted(path.name for path in (written / "report-figures").iterdir())
     assert names == [
         f"{stem}.{suffix}"
-        for stem in ("curves-mlqa", "curves-qadsm", "gain-over-lr-matched", "gain-over-standard")
+        for stem in (
+            "curves-mlqa",
+            "curves-qadsm",
+            "differences",
+            "gain-over-lr-matched",
+            "gain-over-standard",
+        )
         for suffix in ("png", "svg")
     ]
     text = (written / "report.md").read_text()
@@ -198,7 +204,7 @@ def test_equal_runs_give_equal_bytes(written: Path, tmp_path: Path) -> None:
     write_report(again, data=str(written / "data"))
     names = [str(path.relative_to(written)) for path in written.glob("report*/*")]
     names += ["report.md", "report.html"]
-    assert len(names) == 4 * 2 + 2  # pictures in two formats, the report in two
+    assert len(names) == 5 * 2 + 2  # pictures in two formats, the report in two
     for name in names:
         assert (again / name).read_bytes() == (written / name).read_bytes()
 

@@ -11,10 +11,12 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 from helpers.report_runs import make_result, put, sweep
 
 from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
-from graddrop.xglue.report.comparison import ALL_TASKS, compare, scores_by_seed
+from graddrop.xglue.report.comparison import ALL_TASKS, Comparison, compare, scores_by_seed
 from graddrop.xglue.report.document import Items
-from graddrop.xglue.report.gains import gains
+from graddrop.xglue.report.gains import Gains, gains
 from graddrop.xglue.report.origin import origin_section
+from graddrop.xglue.report.plan import Primary, ReportPlan
+from graddrop.xglue.report.rates import at_chosen_rates, choose_rates
 from graddrop.xglue.report.textsizes import CC100_GIB, text_sizes
 from graddrop.xglue.tasks import TASKS
 
@@ -29,6 +31,17 @@ def flat(value: float) -> dict[str, float]:
 def qadsm(method: str, seed: int, value: float, **settings: Any) -> dict[str, Any]:
     """A run of a task with three languages."""
     return make_result("qadsm", method, seed, flat(value), **settings)
+
+
+def compared(experiment: Experiment, plan: ReportPlan | None = None) -> list[Comparison]:
+    """All comparisons, each arm at its own learning rate."""
+    rates = choose_rates(experiment)
+    return compare(at_chosen_rates(experiment, rates), rates, plan or ReportPlan())
+
+
+def gained(experiment: Experiment, sizes: Any) -> list[Gains]:
+    """All gains."""
+    return gains(experiment, choose_rates(experiment), sizes)
 
 
 def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
@@ -58,7 +71,7 @@ def test_a_setting_in_which_runs_differ_makes_arms(tmp_path: Path) -> None:
     assert [arm.label for arm in found.arms] == ["standard processes=1", "standard processes=2"]
     by_preset, by_hand = (qadsm("graddrop", n, 0.5, rescale=(None, True)[n]) for n in (0, 1))
     found = collect(put(tmp_path / "rescale", by_preset, by_hand))
-    labels = ["graddrop p=0.5", "graddrop p=0.5 rescale=true"]
+    labels = ["graddrop drop=0.5", "graddrop drop=0.5 rescale=true"]
     assert [arm.label for arm in found.arms] == labels
 
 
@@ -130,10 +143,10 @@ def partial(tmp_path: Path) -> Experiment:
 
 def test_only_pairs_are_compared(tmp_path: Path) -> None:
     """Seeds 1, 2, 3 are in both: differences 0.02, 0.04, 0.06; no control of rate 0.5 is there."""
-    found = compare(partial(tmp_path))
-    assert [(c.arm.label, c.control.label) for c in found] == [
-        ("graddrop p=0.5", "standard"),
-        ("lr-matched p=0.9", "standard"),
+    found = compared(partial(tmp_path))
+    assert [(c.arm.label, c.control.label, c.family) for c in found] == [
+        ("graddrop drop=0.5", "standard", "secondary"),
+        ("lr-matched drop=0.9", "standard", None),
     ]
     first, second = found
     assert first.difference.mean == pytest.approx(0.04)
@@ -150,27 +163,146 @@ def test_the_control_has_the_same_rate(tmp_path: Path) -> None:
     for rate, value in ((0.2, 0.6), (0.5, 0.7)):
         put(tmp_path, qadsm("graddrop", 0, value, drop_prob=rate))
         put(tmp_path, qadsm("lr-matched", 0, value - rate, drop_prob=rate))
-    found = [c for c in compare(collect(tmp_path)) if c.control.method == "lr-matched"]
+    found = [c for c in compared(collect(tmp_path)) if c.control.method == "lr-matched"]
     assert {(c.arm.label, c.control.label) for c in found} == {
-        ("graddrop p=0.2", "lr-matched p=0.2"),
-        ("graddrop p=0.5", "lr-matched p=0.5"),
+        ("graddrop drop=0.2", "lr-matched drop=0.2"),
+        ("graddrop drop=0.5", "lr-matched drop=0.5"),
     }
     assert [c.difference.mean for c in found] == pytest.approx([0.2, 0.5])
 
 
 def test_other_settings_make_another_arm(tmp_path: Path) -> None:
-    """A learning rate parts arms and their pairs; a knob of the method alone does neither."""
-    for lr, value in ((1e-5, 0.5), (2e-5, 0.6)):
-        put(tmp_path / str(lr), qadsm("standard", 0, value, lr=lr))
-        put(tmp_path / str(lr), qadsm("graddrop", 0, value + lr, lr=lr, site="freeze"))
+    """A batch size parts arms and their pairs; a knob of the method alone does neither."""
+    for size, value in ((16, 0.5), (32, 0.6)):
+        put(tmp_path / str(size), qadsm("standard", 0, value, batch_size=size))
+        other = qadsm("graddrop", 0, value + size / 1000, batch_size=size, site="freeze")
+        put(tmp_path / str(size), other)
     found = collect(tmp_path)
     assert [arm.label for arm in found.arms] == [
-        "standard lr=1e-05",
-        "standard lr=2e-05",
-        "graddrop p=0.5 lr=1e-05",
-        "graddrop p=0.5 lr=2e-05",
+        "standard batch_size=16",
+        "standard batch_size=32",
+        "graddrop drop=0.5 batch_size=16",
+        "graddrop drop=0.5 batch_size=32",
     ]
-    assert [c.difference.mean for c in compare(found)] == pytest.approx([1e-5, 2e-5])
+    assert [c.difference.mean for c in compared(found)] == pytest.approx([0.016, 0.032])
+
+
+def tuned(folder: Path) -> Path:
+    """Two methods with rates of their own: standard is best at 2e-5 on dev, graddrop at 4e-5.
+
+    Tuning seeds have dev scores alone, the others test scores and English dev.
+    """
+    zero = {"en": 0.5, "de": 0.5, "fr": 0.5}
+    best = {"standard": 2e-5, "graddrop": 4e-5, "lr-matched": 4e-5, "batch-matched": 4e-5}
+    for method, top in best.items():
+        for lr in (1e-5, 2e-5, 4e-5) if method in ("standard", "graddrop") else ():
+            for seed in (100, 101):
+                result = make_result("qadsm", method, seed, zero, lr=lr, evaluate=("dev",))
+                score = {"accuracy": 0.6 + 0.1 * (lr == top) + 0.01 * (seed - 100)}
+                result["scores"] = {"dev": dict.fromkeys(("en", "de", "fr"), score)}
+                put(folder / f"{lr}", result)
+        for seed in range(6):
+            place = list(best).index(method)
+            values = {"en": 0.9, "de": 0.5 + 0.01 * place + 0.001 * seed * place, "fr": 0.5}
+            settings: dict[str, Any] = {"evaluate": ("test", "en-dev")}
+            result = make_result("qadsm", method, seed, values, lr=top, **settings)
+            result["scores"]["dev"] = {"en": {"accuracy": 0.99}}
+            put(folder / "final", result)
+    return folder
+
+
+def test_each_method_has_its_own_learning_rate(tmp_path: Path) -> None:
+    """The best on dev; tuning seeds are in no pair; controls of masks have the masks' rate."""
+    everything = collect(tuned(tmp_path))
+    rates = choose_rates(everything)
+    assert {arm.label: rate.lr for (_, arm), rate in rates.items()} == {
+        "standard": 2e-5,
+        "graddrop drop=0.5": 4e-5,
+        "lr-matched drop=0.5": 4e-5,
+        "batch-matched drop=0.5": 4e-5,
+    }
+    assert rates["qadsm", STANDARD].dev == pytest.approx({1e-5: 0.605, 2e-5: 0.705, 4e-5: 0.605})
+    assert rates["qadsm", STANDARD].languages == ("en", "de", "fr")
+    assert rates["qadsm", MATCHED].follows == GRADDROP
+    found = compared(everything)
+    assert [(c.arm.method, c.control.method, c.difference.n) for c in found] == [
+        ("graddrop", "standard", 6),
+        ("lr-matched", "standard", 6),
+        ("batch-matched", "standard", 6),
+        ("graddrop", "lr-matched", 6),
+        ("graddrop", "batch-matched", 6),
+    ]
+    # Of de and fr, the zero-shot languages: half of what de gains.
+    assert found[0].difference.mean == pytest.approx((0.01 + 0.0025) / 2)
+    assert found[0].p == pytest.approx(2 / 64)  # all six of one sign
+    assert [c.family for c in found] == ["secondary", None, None, "secondary", "secondary"]
+
+
+def test_a_control_at_another_rate_than_the_masks_is_none(tmp_path: Path) -> None:
+    """lr-matched is compared with the masks whose learning rate it has."""
+    for seed in (0, 1):
+        put(
+            tmp_path, qadsm("graddrop", seed, 0.6, lr=1e-5), qadsm("lr-matched", seed, 0.5, lr=2e-5)
+        )
+    assert compared(collect(tmp_path)) == []
+    for seed in (0, 1):
+        put(tmp_path / "more", qadsm("lr-matched", seed, 0.4, lr=1e-5))
+    [found] = compared(collect(tmp_path))
+    assert found.difference.mean == pytest.approx(0.2)
+
+
+def test_controls_have_the_knobs_of_their_masks(tmp_path: Path) -> None:
+    """Masks of an epoch, of a step, and those that exempt the head have each their own control."""
+    kinds: dict[str, dict[str, Any]]
+    kinds = {"graddrop": {}, "graddrop-epoch": {"period": "epoch"}, "layer-graddrop": {}}
+    kinds["layer-graddrop"] = {"granularity": "layer"}
+    for place, (method, knobs) in enumerate(kinds.items()):
+        put(tmp_path, qadsm(method, 0, 0.5 + 0.01 * place))
+        put(tmp_path / method, qadsm("lr-matched", 0, 0.4, **knobs))
+    put(tmp_path, qadsm("batch-matched", 0, 0.3))
+    put(tmp_path / "head", qadsm("graddrop", 0, 0.9, exempt=("head",)))
+    found = compared(collect(tmp_path))
+    assert {(c.arm.label, c.control.label, round(c.difference.mean, 6)) for c in found} == {
+        ("graddrop drop=0.5", "lr-matched drop=0.5", 0.1),
+        ("graddrop-epoch drop=0.5", "lr-matched drop=0.5 period=epoch", 0.11),
+        ("layer-graddrop drop=0.5", "lr-matched drop=0.5 granularity=layer", 0.12),
+        ("graddrop drop=0.5", "batch-matched drop=0.5", 0.2),
+        ('graddrop drop=0.5 exempt=["head"]', "batch-matched drop=0.5", 0.6),
+    }
+
+
+def test_a_confirmatory_family_is_corrected_by_itself(tmp_path: Path) -> None:
+    """Two named tests count two; the others count each other; means and controls are not tested."""
+    values = {"standard": 0.0, "graddrop": 0.02, "layer-graddrop": 0.01, "lr-matched": 0.005}
+    for task in ("qadsm", "qam"):
+        for method, gain in values.items():
+            for seed in range(4):
+                noise = 0.001 * ((seed * (3 + list(values).index(method))) % 4)
+                put(tmp_path, make_result(task, method, seed, flat(0.5 + gain + noise)))
+    named = tuple(Primary(task, "graddrop", "standard") for task in ("qadsm", "qam"))
+    for plan, counts in ((ReportPlan(), (0, 6)), (ReportPlan(primary=named), (2, 4))):
+        found = compared(collect(tmp_path), plan)
+        for family, count in zip(("primary", "secondary"), counts, strict=True):
+            members = [c for c in found if c.family == family]
+            assert len(members) == count
+            for place, c in enumerate(sorted(members, key=lambda c: c.p or 0)):
+                assert c.p is not None and c.p_holm is not None
+                if place == 0:
+                    assert c.p_holm == pytest.approx(min(1, count * c.p))
+        untested = [c for c in found if c.family is None]
+        assert untested and all(c.p is None for c in untested)
+        assert all(c.task is None or c.arm.method == "lr-matched" for c in untested)
+
+
+def test_a_report_is_about_the_runs_that_are_asked_for(tmp_path: Path) -> None:
+    """Others are passed over before anything is compared."""
+    put(tmp_path / "a", qadsm("standard", 0, 0.5, max_steps=5))
+    put(tmp_path / "b", qadsm("standard", 0, 0.6, max_steps=6))
+    assert len(collect(tmp_path).arms) == 2
+    found = collect(tmp_path, {"max_steps": 6})
+    assert [(run.arm.label, run.score("test")) for run in found.runs] == [("standard", 0.6)]
+    with pytest.raises(ReportError, match="expected finished runs"):
+        collect(tmp_path, {"max_steps": 7})
 
 
 def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
@@ -178,10 +310,10 @@ def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
     put(tmp_path, qadsm("standard", 0, 0.5, exempt=("head",)))
     for site, value in (("freeze", 0.6), ("update", 0.8)):
         put(tmp_path / site, qadsm("graddrop", 0, value, site=site, exempt=("head",)))
-    found = compare(collect(tmp_path))
+    found = compared(collect(tmp_path))
     assert [c.arm.label for c in found] == [
-        "graddrop p=0.5 site=freeze",
-        "graddrop p=0.5 site=update",
+        "graddrop drop=0.5 site=freeze",
+        "graddrop drop=0.5 site=update",
     ]
     assert {c.control for c in found} == {STANDARD}
     assert [c.difference.mean for c in found] == pytest.approx([0.1, 0.3])
@@ -208,7 +340,7 @@ def test_gains_are_means_of_pairs_then_of_tasks(tmp_path: Path) -> None:
     paws = {"en": 0.5, "de": 0.5, "es": 0.5, "fr": 0.5}
     put(tmp_path, make_result("paws-x", "standard", 0, paws))
     put(tmp_path, make_result("paws-x", "graddrop", 0, paws | {"de": 0.6, "es": 0.3}))
-    together, *single = gains(collect(tmp_path), CC100_GIB)
+    together, *single = gained(collect(tmp_path), CC100_GIB)
     assert together.by_language == pytest.approx({"de": 0.07, "es": -0.2, "fr": 0.02})
     assert together.tasks == {"de": 2, "es": 1, "fr": 2}
     assert together.seeds == (1, 2)
@@ -228,7 +360,7 @@ def test_gains_are_correlated_with_sizes(tmp_path: Path) -> None:
 
     sweep(tmp_path, ["mlqa"], ["standard", "graddrop", "lr-matched"], [0, 1], score)
     experiment = collect(tmp_path)
-    found = gains(experiment, CC100_GIB)
+    found = gained(experiment, CC100_GIB)
     assert [entry.control for entry in found] == [STANDARD, MATCHED]
     for entry in found:
         assert entry.correlation is not None
@@ -236,7 +368,7 @@ def test_gains_are_correlated_with_sizes(tmp_path: Path) -> None:
         assert entry.correlation.n == 6
         assert entry.correlation.p == pytest.approx(2 / 720)  # of 6! orders
         assert entry.p_holm == pytest.approx(4 / 720)
-    turned = gains(experiment, {code: 1 / size for code, size in CC100_GIB.items()})
+    turned = gained(experiment, {code: 1 / size for code, size in CC100_GIB.items()})
     assert turned[0].correlation is not None
     assert turned[0].correlation.rho == pytest.approx(1.0)
 

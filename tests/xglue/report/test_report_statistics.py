@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import product
 
 import pytest
 
@@ -13,6 +14,7 @@ from graddrop.xglue.report.statistics import (
     estimate,
     holm,
     paired_p,
+    pairs_needed,
     rank_correlation,
 )
 
@@ -25,9 +27,16 @@ def test_the_interval_is_students() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    """Two equal seeds have one of no width: their spread is known, and is nothing."""
+    """Nor have equal ones, to rounding: no spread was seen, which is no knowledge of none."""
     assert estimate([0.7]).half_width is None
-    assert estimate([0.7, 0.7]).half_width == 0.0
+    assert estimate([0.7, 0.7]).half_width is None
+    assert estimate([0.1 + 0.2, 0.3, 0.15 + 0.15]).half_width is None
+    assert estimate([0.7, 0.7001]).half_width is not None  # negative control
+
+
+def test_confidence_sets_the_width() -> None:
+    """90 % of 1, 2, 3: t of two degrees of freedom is 2.9200 at 95 %."""
+    assert estimate([1.0, 2.0, 3.0], 0.9).half_width == pytest.approx(2.919986 / math.sqrt(3))
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -60,6 +69,29 @@ def test_what_cannot_be_tested_is_not(differences: list[float]) -> None:
     assert MIN_PAIRS == 3
 
 
+def test_from_six_pairs_on_signs_are_flipped() -> None:
+    """Six of one sign are 2 of 64 flips; otherwise the signed sums are counted one by one."""
+    assert paired_p([0.01 * n for n in (1, 2, 3, 4, 5, 6)]) == pytest.approx(2 / 64)
+    assert paired_p([0.02] * 7) == pytest.approx(2 / 128)  # equal ones have a p here
+    assert paired_p([0.0] * 6) == 1.0
+    numbers = (1, 2, 3, 4, 5, -6)
+    sums = [sum(s * n for s, n in zip(f, numbers, strict=True)) for f in product((1, -1), repeat=6)]
+    expected = sum(abs(value) >= 9 for value in sums) / 64
+    assert paired_p([0.01 * n for n in numbers]) == pytest.approx(expected)
+    assert paired_p([0.1 + 0.2, -0.3] * 3) == 1.0  # equal sums, whatever their rounding
+    assert paired_p([0.001 * n for n in range(1, 19)]) == pytest.approx(2 / 65537, rel=1)
+
+
+def test_pairs_needed_reach_the_power() -> None:
+    """A difference of one standard deviation is seen by 10 pairs with .80, by 5 with .40."""
+    unit = [-1.0, 1.0, -1.0, 1.0, 0.0]  # standard deviation 1
+    assert pairs_needed(unit, 1.0) == 10
+    assert pairs_needed(unit, 1.0, 0.025) == 13
+    assert pairs_needed(unit, 2.0) == 5
+    assert pairs_needed(unit, 0.01) is None
+    assert pairs_needed([0.1, 0.1], 1.0) is None
+
+
 def test_holm_steps_down() -> None:
     """0.01, 0.03, 0.04 of three become 0.03, 0.06, and 0.06 again, since it may not fall."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
@@ -74,7 +106,11 @@ def test_rank_correlation_by_hand() -> None:
     assert found is not None
     assert found.rho == pytest.approx(0.8)
     assert found.p == pytest.approx(2 * 8 / 120)
-    assert -1 <= found.low < found.rho <= found.high <= 1
+    assert -1 <= found.low < found.rho < found.high == 1
+    # A tie lost to rounding is a tie.
+    tied = rank_correlation([1, 2, 3, 4, 5], [(0.1 + 0.2) / 2, (0.15 + 0.15) / 2, 0, -1, -2])
+    exact = rank_correlation([1, 2, 3, 4, 5], [0.15, 0.15, 0, -1, -2])
+    assert tied == exact
     reversed_ = rank_correlation([1, 2, 3, 4, 5], [-2, -1, -4, -3, -5])
     assert reversed_ is not None
     assert reversed_.rho == pytest.approx(-0.8)

@@ -1,0 +1,116 @@
+"""What a report is to decide, fixed before its runs: the tests that count, and over what."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graddrop.xglue.report.collect import Arm, Experiment
+from graddrop.xglue.settings import SETTINGS, read_settings, spelt
+from graddrop.xglue.tasks import TASKS, TRAIN_LANGUAGE, get_task
+
+MARGIN = 0.5
+"""Points of the official score below which a difference does not matter, unless a plan says so."""
+
+
+@dataclass(frozen=True)
+class Primary:
+    """A test of the confirmatory family.
+
+    Args:
+        task: Name of the task.
+        arm: A method, or the label of an arm.
+        control: Name of the control.
+    """
+
+    task: str
+    arm: str
+    control: str
+
+    def is_about(self, task: str | None, arm: Arm, control: Arm) -> bool:
+        """Return whether a comparison is this one."""
+        return (
+            task == self.task
+            and self.arm in (arm.method, arm.label)
+            and self.control in (control.method, control.label)
+        )
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What a report is to decide.
+
+    Args:
+        title: Of the report.
+        where: Settings by name: the report is about the runs that have them.
+        primary: The confirmatory family of tests; all others are secondary.
+        margin: Points of the official score: a difference whose 90 % interval lies within does not
+            matter.
+        languages: Of a task, over which differences are averaged; for other tasks all that were
+            scored on test but the training language.
+    """
+
+    title: str | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    primary: tuple[Primary, ...] = ()
+    margin: float = MARGIN
+    languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def outcome(self, experiment: Experiment, task: str) -> tuple[str, ...]:
+        """Return the languages over which differences in a task are averaged."""
+        if task in self.languages:
+            return self.languages[task]
+        scored = experiment.languages(task, "test")
+        return tuple(code for code in scored if code != TRAIN_LANGUAGE) or tuple(scored)
+
+
+def read_report_plan(path: Path) -> ReportPlan:
+    """Read a plan from a TOML or YAML file.
+
+    Raises:
+        ValueError: If the file does not hold a plan; names the file and the setting.
+        OSError: If it cannot be read.
+    """
+    values = read_settings(path)
+    known = ("title", "where", "primary", "margin", "languages")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{path}: unknown setting {name!r}; known: {', '.join(known)}")
+    title, margin = values.get("title"), values.get("margin", MARGIN)
+    if not isinstance(title, str | None):
+        raise ValueError(f"{path}: title: expected a text, got {title!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
+        raise ValueError(f"{path}: margin: expected a positive number of points, got {margin!r}")
+    where = spelt(values.get("where", {}), f"{path}: where")
+    for name in where:
+        if name not in SETTINGS:
+            raise ValueError(f"{path}: where: unknown setting {name!r}")
+    languages = values.get("languages", {})
+    if not isinstance(languages, Mapping):
+        raise ValueError(f"{path}: languages: expected a list for each task, got {languages!r}")
+    for task, codes in languages.items():
+        if not isinstance(codes, list | tuple) or not codes:
+            raise ValueError(f"{path}: languages: expected a list for {task}, got {codes!r}")
+        get_task(task).check_languages(codes)
+    return ReportPlan(
+        title,
+        where,
+        _primary(values.get("primary", []), path),
+        float(margin),
+        {task: tuple(codes) for task, codes in languages.items()},
+    )
+
+
+def _primary(entries: Any, path: Path) -> tuple[Primary, ...]:
+    names = ("task", "arm", "control")
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"{path}: primary: expected tables [[primary]], got {entries!r}")
+    found = []
+    for entry in entries:
+        if not isinstance(entry, Mapping) or set(entry) != set(names):
+            raise ValueError(f"{path}: primary: expected task, arm and control, got {entry!r}")
+        if not all(isinstance(entry[name], str) for name in names) or entry["task"] not in TASKS:
+            raise ValueError(f"{path}: primary: expected a task and two names, got {entry!r}")
+        found.append(Primary(*(entry[name] for name in names)))
+    return tuple(found)
