@@ -66,14 +66,14 @@ def _sentence(comparison: Comparison, plan: ReportPlan) -> str:
 
 def reading(comparison: Comparison, plan: ReportPlan) -> str:
     """Say in some words what a comparison shows."""
+    if comparison.family is None:
+        return "not tested"
     within = comparison.within(plan.margin)
     if comparison.differs:
         more = "more" if comparison.difference.mean > 0 else "less"
         return f"{more}, by less than matters" if within else more
     if within:
         return "no difference that matters"
-    if comparison.family is None:
-        return "not tested"
     tests = len(plan.primary) if comparison.family == PRIMARY else 1
     values = list(comparison.differences.values())
     needed = pairs_needed(values, plan.margin / 100, (1 - CONFIDENCE) / tests)

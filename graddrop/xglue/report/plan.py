@@ -92,7 +92,10 @@ def read_report_plan(path: Path) -> ReportPlan:
     for task, codes in languages.items():
         if not isinstance(codes, list | tuple) or not codes:
             raise ValueError(f"{path}: languages: expected a list for {task}, got {codes!r}")
-        get_task(task).check_languages(codes)
+        try:
+            get_task(task).check_languages(codes)
+        except ValueError as error:
+            raise ValueError(f"{path}: languages: {error}") from error
     return ReportPlan(
         title,
         where,

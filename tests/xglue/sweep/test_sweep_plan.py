@@ -9,6 +9,7 @@ import pytest
 from helpers.root import ROOT
 
 from graddrop.xglue.methods import METHODS
+from graddrop.xglue.report.plan import read_report_plan
 from graddrop.xglue.settings import make_config, read_settings
 from graddrop.xglue.sweep.plan import SweepPlan, read_plan
 from graddrop.xglue.sweep.progress import seconds_left
@@ -308,7 +309,8 @@ def test_documented_plans_are_plans(tmp_path: Path) -> None:
     assert (DOCS / "sweep.toml").read_text(encoding="utf-8") == shown[0]
     for text in shown:
         (tmp_path / "plan.toml").write_text(text)
-        read_plan(tmp_path / "plan.toml")
+        read = read_report_plan if "[[primary]]" in text else read_plan
+        read(tmp_path / "plan.toml")
     made, output = read_plan(DOCS / "sweep.toml")
     assert output == "runs/sweep"
     assert f"{len(made.configs(Path(output)))} runs" in guide
