@@ -44,7 +44,7 @@ lint: $(VENV)/dev.stamp
 	@$(RUN) -m mypy
 
 # What PTX leaves open differs by target: the order of warps, and how approximate instructions err.
-kernels: kernels-sm_90 kernels-sm_80 kernels-sm_100
+kernels: kernels-sm_90 kernels-sm_80 kernels-sm_100 kernels-aarch64
 EXECUTED := $(addprefix tests/,kernels/test_triton.py kernels/executed step/test_clipping.py \
 	step/test_rounding.py)
 kernels-sm_80: RULES := --order 1 --lean down
@@ -52,6 +52,9 @@ kernels-sm_100: RULES := --order 2 --lean up
 kernels-sm_%: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -p ptx.plugin --execute sm_$* $(RULES) \
 		--quiet $(EXECUTED) -k 'triton or executed'
+
+kernels-aarch64: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet -m slow tests/kernels/emulated
 
 bench: $(VENV)/bench.stamp
 	@mkdir -p bench/results
