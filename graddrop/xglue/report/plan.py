@@ -45,6 +45,8 @@ class ReportPlan:
         title: Of the report.
         where: Settings by name: the report is about the runs that have them.
         primary: The confirmatory family of tests; all others are secondary.
+        select: Which dev chooses the learning rate of an arm that was run at several: `en-dev`,
+            strictly zero-shot, or `average-dev`.
         margin: Points of the official score: a difference whose 90 % interval lies within does not
             matter.
         languages: Of a task, over which differences are averaged; for other tasks all that were
@@ -54,6 +56,7 @@ class ReportPlan:
     title: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     primary: tuple[Primary, ...] = ()
+    select: str = "average-dev"
     margin: float = MARGIN
     languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -73,7 +76,7 @@ def read_report_plan(path: Path) -> ReportPlan:
         OSError: If it cannot be read.
     """
     values = read_settings(path)
-    known = ("title", "where", "primary", "margin", "languages")
+    known = ("title", "where", "primary", "select", "margin", "languages")
     for name in values:
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name!r}; known: {', '.join(known)}")
@@ -82,6 +85,9 @@ def read_report_plan(path: Path) -> ReportPlan:
         raise ValueError(f"{path}: title: expected a text, got {title!r}")
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
         raise ValueError(f"{path}: margin: expected a positive number of points, got {margin!r}")
+    select = values.get("select", ReportPlan.select)
+    if select not in ("en-dev", "average-dev"):
+        raise ValueError(f"{path}: select: expected en-dev or average-dev, got {select!r}")
     where = spelt(values.get("where", {}), f"{path}: where")
     for name in where:
         if name not in SETTINGS:
@@ -100,6 +106,7 @@ def read_report_plan(path: Path) -> ReportPlan:
         title,
         where,
         _primary(values.get("primary", []), path),
+        select,
         float(margin),
         {task: tuple(codes) for task, codes in languages.items()},
     )

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from graddrop.xglue.methods import METHODS
 from graddrop.xglue.report.collect import Arm, Experiment, Run
-from graddrop.xglue.tasks import TASKS
+from graddrop.xglue.tasks import TASKS, TRAIN_LANGUAGE
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Rate:
         lr: The one that was chosen.
         dev: Official score on dev by learning rate, a fraction: the mean over seeds of the mean
             over languages, those that all of these runs were scored in.
-        languages: These languages.
+        english: The same on English dev alone.
+        languages: Those of `dev`.
         follows: What the arm is a control of, if it was taken at that arm's learning rate.
     """
 
     lr: float
     dev: Mapping[float, float]
+    english: Mapping[float, float] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
     follows: Arm | None = None
 
@@ -50,11 +52,15 @@ def matches(experiment: Experiment, control: Arm, arm: Arm) -> bool:
     return experiment.masking(control) == masking
 
 
-def choose_rates(experiment: Experiment) -> Rates:
+def choose_rates(experiment: Experiment, select: str = "average-dev") -> Rates:
     """Choose a learning rate for each arm in each task.
 
     Where an arm was run at several, it is the one with the best mean official score on dev; of
     equal ones the lowest. A control that is defined beside masks is taken at their arm's rate.
+
+    Args:
+        experiment: The runs at all rates.
+        select: Which dev decides: `average-dev`, of all languages, or `en-dev`.
     """
     chosen: dict[tuple[str, Arm], Rate] = {}
     arms = sorted(experiment.arms, key=is_relative)  # stable: what they follow comes first
@@ -63,7 +69,7 @@ def choose_rates(experiment: Experiment) -> Rates:
             runs = experiment.of(task, arm)
             if not runs:
                 continue
-            rate = _best(task, runs)
+            rate = _best(task, runs, select)
             if is_relative(arm):
                 followed = [a for a in arms if (task, a) in chosen and matches(experiment, arm, a)]
                 there = {run.lr for run in runs}
@@ -80,19 +86,26 @@ def at_chosen_rates(experiment: Experiment, rates: Rates) -> Experiment:
     return replace(experiment, runs=tuple(runs))
 
 
-def _best(task: str, runs: Collection[Run]) -> Rate:
+def _best(task: str, runs: Collection[Run], select: str) -> Rate:
     tried = sorted({run.lr for run in runs})
     if len(tried) == 1:
         return Rate(tried[0], {})
     # Runs that were scored on English dev alone do not narrow what others say of all languages.
     leaking = TASKS[task].leaking
     widest = max((set(run.scores("dev", run.metric)) - leaking for run in runs), key=len)
-    by_rate: dict[float, list[float]] = {}
-    for run in runs:
-        score = run.score("dev", widest)
-        if score is not None:
-            by_rate.setdefault(run.lr, []).append(score)
-    dev = {lr: math.fsum(scores) / len(scores) for lr, scores in by_rate.items()}
-    best = max(dev, key=lambda lr: (dev[lr], -lr), default=tried[0])
+    tuning = [run for run in runs if run.score("dev", widest) is not None]
+    dev, english = (_by_rate(tuning, languages) for languages in (widest, {TRAIN_LANGUAGE}))
+    decides = english if select == "en-dev" else dev
+    best = max(decides, key=lambda lr: (decides[lr], -lr), default=tried[0])
     order = [code for code in TASKS[task].languages if code in widest]
-    return Rate(best, {lr: dev[lr] for lr in tried if lr in dev}, tuple(order))
+    return Rate(best, dev, english, tuple(order))
+
+
+def _by_rate(runs: Collection[Run], languages: Collection[str]) -> dict[float, float]:
+    """Return the official score on dev, mean over languages, then over runs, by learning rate."""
+    found: dict[float, list[float]] = {}
+    for run in sorted(runs, key=lambda run: run.lr):
+        score = run.score("dev", languages)
+        if score is not None:
+            found.setdefault(run.lr, []).append(score)
+    return {lr: math.fsum(scores) / len(scores) for lr, scores in found.items()}

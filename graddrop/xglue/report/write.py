@@ -95,7 +95,7 @@ def write_report(
     files = Files.of(source, output)
     plan = read_report_plan(plan_file) if plan_file else ReportPlan()
     everything = collect(source, plan.where)
-    rates = choose_rates(everything)
+    rates = choose_rates(everything, plan.select)
     experiment = at_chosen_rates(everything, rates)
     sizes = text_sizes(experiment.model, files.markdown.parent, sizes_file)
     opened = open_source(data) if data else None
@@ -162,7 +162,7 @@ def _sections(
     plan: ReportPlan,
 ) -> Iterator[Block]:
     yield from difference_section(experiment, comparisons, plan)
-    yield from tuning_section(everything, rates)
+    yield from tuning_section(everything, rates, plan.select)
     yield from xglue_section(experiment, with_published=not _is_stand_in(experiment))
     yield from resource_section(experiment, rates, sizes)
     baselines = _baselines(experiment, source) if source else {}

@@ -211,6 +211,20 @@ def tuned(folder: Path) -> Path:
     return folder
 
 
+def test_english_dev_may_decide(tmp_path: Path) -> None:
+    """Strictly zero-shot, or by all languages: the plan says which; final seeds decide nothing."""
+    for lr, english, german in ((1e-5, 0.8, 0.5), (2e-5, 0.7, 0.7), (4e-5, 0.6, 0.6)):
+        result = make_result("qadsm", "standard", 100, {"en": 0.5}, lr=lr, evaluate=("dev",))
+        scores = {"en": {"accuracy": english}, "de": {"accuracy": german}}
+        put(tmp_path / f"{lr}", {**result, "scores": {"dev": scores}})
+    final = make_result("qadsm", "standard", 0, {"en": 0.9}, lr=4e-5, evaluate=("test", "en-dev"))
+    final["scores"]["dev"] = {"en": {"accuracy": 0.99}}
+    put(tmp_path / "final", final)
+    everything = collect(tmp_path)
+    assert choose_rates(everything)["qadsm", STANDARD].lr == 2e-5
+    assert choose_rates(everything, "en-dev")["qadsm", STANDARD].lr == 1e-5
+
+
 def test_each_method_has_its_own_learning_rate(tmp_path: Path) -> None:
     """The best on dev; tuning seeds are in no pair; controls of masks have the masks' rate."""
     everything = collect(tuned(tmp_path))
