@@ -183,11 +183,11 @@ def _trainer(
 ) -> "ZeroShotTrainer":
     import transformers
 
-    from graddrop.xglue.training.trainer import ZeroShotTrainer
+    from graddrop.xglue.training.trainer import SkippingTrainer, ZeroShotTrainer
 
     if METHODS[config.method].trains == "head":
         freeze_all_but_head(model)
-    return ZeroShotTrainer(
+    return (SkippingTrainer if _skips_dropped(config) else ZeroShotTrainer)(
         task=data.task,
         evaluations=dict(data.evaluation_sets("dev", tokenizer, data.watched)),
         seconds_before=seal_note(checkpoint).get("seconds", 0.0) if checkpoint else 0.0,
@@ -199,6 +199,13 @@ def _trainer(
         optimizer_cls_and_kwargs=_optimizer(config, model, steps),
         callbacks=_callbacks(config),
     )
+
+
+def _skips_dropped(config: FinetuneConfig) -> bool:
+    """Whether steps leave out the backward pass of what is dropped: where nothing reads it."""
+    knobs = config.knobs()
+    by_wholes = knobs.get("granularity") in ("tensor", "layer") and knobs.get("site") != "update"
+    return by_wholes and not config.max_grad_norm
 
 
 def _optimizer(
@@ -220,6 +227,7 @@ def _optimizer(
         "drop_prob": drop_prob(config, steps),
         # 0 is the Trainer's word for no bound; the norm is logged all the same.
         "max_grad_norm": config.max_grad_norm or math.inf,
+        "masked_norm": _skips_dropped(config),
     }
 
 
@@ -281,8 +289,10 @@ def _arguments(
         # Early stopping counts on where a killed attempt stopped.
         restore_callback_states_from_checkpoint=config.patience is not None,
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Layers that are frozen give no gradient to wait for.
-        ddp_find_unused_parameters=METHODS[config.method].trains == "gradually",
+        # Layers that are frozen, or skipped, give no gradient to wait for.
+        ddp_find_unused_parameters=(
+            METHODS[config.method].trains == "gradually" or _skips_dropped(config)
+        ),
         report_to=list(config.report_to),
         **_activation_checkpointing(config),
     )

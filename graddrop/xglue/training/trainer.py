@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
+from graddrop.trainer import SkipDroppedMixin
 from graddrop.xglue.heads import HEADS
 from graddrop.xglue.heads.token import IGNORED
 from graddrop.xglue.scores.metrics import METRICS
@@ -146,6 +147,10 @@ class ZeroShotTrainer(Trainer):
             seal(checkpoint, {"seconds": self.seconds})
             best = self.state.best_global_step
             folder.discard_checkpoints([checkpoint, *([folder.checkpoint(best)] if best else [])])
+
+
+class SkippingTrainer(SkipDroppedMixin, ZeroShotTrainer):
+    """The same training without the backward pass of what masks drop as a whole."""
 
 
 def selection_metric(select: str) -> str | None:
