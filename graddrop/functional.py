@@ -20,7 +20,7 @@ from .step.checks import (
     is_capturing,
     read_scalar,
 )
-from .step.knobs import Knobs
+from .step.knobs import KNOBS, Knobs, with_units
 from .step.overlap import find_overlap
 from .step.plan import Plan
 from .step.slot import Slot
@@ -41,6 +41,7 @@ def graddrop_adamw_(
     weight_decay: float = 1e-2,
     drop_prob: float | Tensor = 0.5,
     granularity: str = "element",
+    select: str = "bernoulli",
     site: str = "grad",
     rescale: bool = False,
     mask_decay: bool = True,
@@ -80,6 +81,8 @@ def graddrop_adamw_(
         drop_prob: probability in [0, 1] that an entry is dropped; a 0-dim tensor is read on the
             device.
         granularity: ``"element"``, ``"row"``, ``"tensor"`` or ``"layer"``.
+        select: ``"bernoulli"``, or for tensors and layers a choice among those given, see
+            :func:`graddrop.mask.keep_units`.
         site: ``"grad"``, ``"update"`` or ``"freeze"``.
         rescale: scale what is kept by the inverse of the realised keep probability.
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
@@ -148,6 +151,7 @@ def graddrop_adamw_(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "granularity": granularity,
+        "select": select,
         "site": site,
         "rescale": rescale,
         "mask_decay": mask_decay,
@@ -184,7 +188,7 @@ def _scalar(value: float | Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
-_KNOBS = [field for field in fields(Knobs) if field.name != "period"]
+_KNOBS = [field for field in fields(Knobs) if field.name in KNOBS and field.name != "period"]
 _TYPES: dict[Any, str] = {
     float: "float",
     bool: "bool",
@@ -231,6 +235,8 @@ def _adamw_(*arguments: Any) -> None:
     values["seed"] %= 1 << 64
     knobs = Knobs(**values, period=_BY_HAND)
     check_knobs(knobs)  # numbers that came as tensors
+    layers = [None if layer == _NO_LAYER else layer for layer in given["layers"]]
+    (knobs,) = with_units([knobs], [given["stream_ids"]], [layers])
     if is_capturing():
         raise RuntimeError(
             "expected no CUDA graph to be captured: its replays would read tables that are gone; "
@@ -246,7 +252,6 @@ def _adamw_(*arguments: Any) -> None:
     numbers = iter(given["places"])
     for index, param in enumerate(params):
         check_param(param)
-        layer = given["layers"][index]
         shard = Shard(tuple(islice(numbers, param.dim())), tuple(islice(numbers, param.dim())))
         check_grad(param, grads[index])
         check_moments(param, exp_avgs[index], exp_avg_sqs[index], steps[index])
@@ -258,7 +263,7 @@ def _adamw_(*arguments: Any) -> None:
                 exp_avg_sqs[index],
                 steps[index],
                 given["stream_ids"][index],
-                None if layer == _NO_LAYER else layer,
+                layers[index],
                 shard,
                 group=0,
             )

@@ -10,6 +10,9 @@ with key ``(seed & 0xffffffff, seed >> 32)`` and counter
 ``group = 128 t + c``, and the entry's 16 random bits are half h (0 = low) of word w of that call.
 An entry is dropped iff those bits, as an integer, are below ``threshold(drop_prob)``.
 
+Tensors and layers may be chosen by number instead (``select``), see :func:`keep_units`: by their
+order, or by 64 random bits of a call of their own.
+
 This file is the definition. The kernels are judged against it, bit for bit.
 """
 
@@ -27,12 +30,15 @@ torch.ones(1, device="cpu").sqrt()
 CONTRACT_VERSION = 1
 TILE = 1024
 GRANULARITIES = ("element", "row", "tensor", "layer")
+SELECTIONS = ("bernoulli", "exact", "ascending", "descending", "shuffled")
 
 # Streams: one per parameter and purpose. Parameter ids stay below 2**30.
 MAX_STREAM_ID = 1 << 30
 ROW_STREAM = 1 << 30  # + id: row decisions of that parameter
 TENSOR_STREAM = 1 << 31  # element index = id of the parameter
 LAYER_STREAM = (1 << 31) + 1  # element index = layer number
+TENSOR_ORDER_STREAM = (1 << 31) + 2  # group = id of the parameter: its 64 bits in an order
+LAYER_ORDER_STREAM = (1 << 31) + 3  # group = layer number
 ROUNDING_STREAM = 3 << 30  # + id: random bits for stochastic rounding
 
 _LOW32 = 0xFFFFFFFF
@@ -135,6 +141,67 @@ def keep_elements(
     for block, out in zip(flat.split(_BLOCK), keep.split(_BLOCK), strict=True):
         out.copy_(random_u16(block, stream=stream, seed=seed, draw=draw) >= drop_threshold)
     return keep.view(elements.shape)
+
+
+def count_dropped(
+    n_units: int, drop_prob: float | Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
+    """``round(n_units * drop_prob)``, ties to even: int64, 0-dim.
+
+    Args:
+        n_units: how many there are.
+        drop_prob: in [0, 1]; of a tensor on a device nothing is read on the host.
+        device: where the result lies.
+    """
+    if not isinstance(drop_prob, Tensor):
+        return torch.full((), round(n_units * drop_prob), dtype=torch.int64, device=device)
+    return (drop_prob.detach().reshape(()).double() * n_units).round().long().to(device)
+
+
+def keep_units(
+    units: Tensor, *, select: str, stream: int, seed: int, draw: int | Tensor, n_dropped: Tensor
+) -> Tensor:
+    """Of all units, which are kept: as many at each draw.
+
+    With n units of which k are kept::
+
+        "exact":       the n - k that come first in the draw's order are dropped
+        "ascending":   in the order of their numbers, those at places d k to d k + k - 1 (modulo n)
+        "descending":  the same from the highest number down
+        "shuffled":    the same in an order drawn anew for each round of n / gcd(n, k) draws, in
+                       which each unit has its turn k / gcd(n, k) times
+
+    An order is that of 64 random bits, the unit's number where they are equal: words 1 (high) and 0
+    (low) of the Philox call with counter ``(unit & 0xffffffff, unit >> 32, stream, index)``, whose
+    index is the draw, or the number of the round.
+
+    Args:
+        units: int64 [n], ascending, on any device: ids of parameters, or layer numbers.
+        select: one of :data:`SELECTIONS` but ``"bernoulli"``.
+        stream: :data:`TENSOR_ORDER_STREAM` or :data:`LAYER_ORDER_STREAM`.
+        seed: in [0, 2**64).
+        draw: index of the mask, in [0, 2**32); a 0-dim int64 tensor is not read on the host.
+        n_dropped: n - k, int64, 0-dim, on the device of ``units``.
+
+    Returns:
+        bool [n]; True: the unit is kept.
+    """
+    n = len(units)
+    place = torch.arange(n, device=units.device)
+    n_kept = n - n_dropped
+    if select in ("exact", "shuffled"):
+        draws_per_round = n // torch.gcd(n_kept, torch.full_like(n_kept, n))
+        index = draw if select == "exact" else draw // draws_per_round
+        constant = torch.zeros_like(units)
+        words = philox4x32((units & _LOW32, units >> 32, constant + stream, constant + index), seed)
+        order = words[0].argsort(stable=True)
+        order = order[words[1][order].argsort(stable=True)]
+        place = torch.empty_like(order).scatter_(0, order, place)
+    if select == "exact":
+        return place >= n_dropped
+    if select == "descending":
+        place = n - 1 - place
+    return (place - draw * n_kept) % n < n_kept
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ class FusedGradDropAdamW(Optimizer):
             ``drop_prob=0`` is exempt.
         granularity: what shares one decision: ``"element"``, ``"row"`` (dimension 0),
             ``"tensor"`` or ``"layer"`` (parameters in no layer are kept).
+        select: which tensors or layers are dropped: ``"bernoulli"`` (each by its own chance),
+            ``"exact"`` (so many, at random) or so many in turns, one mask after the other:
+            ``"ascending"``, ``"descending"`` (by layer or stream id) or ``"shuffled"`` (in an order
+            drawn anew for each round). Of n units ``round(n drop_prob)`` are dropped, so
+            ``1 - 2 / 12`` keeps 2 of 12. Groups that agree in granularity, select, drop_prob,
+            period and seed are counted together. See :func:`graddrop.mask.keep_units`.
         period: how long a mask lives: ``"step"``, an int K >= 1 (K steps) or ``"epoch"`` (until
             :meth:`new_mask` is called).
         site: where the mask acts: ``"grad"`` (masked gradients enter the moments), ``"update"``
@@ -102,6 +108,7 @@ class FusedGradDropAdamW(Optimizer):
         *,
         drop_prob: float | Tensor | Schedule = 0.5,
         granularity: str = "element",
+        select: str = "bernoulli",
         period: str | int = "step",
         site: str = "grad",
         rescale: bool = False,
@@ -140,6 +147,7 @@ class FusedGradDropAdamW(Optimizer):
             "weight_decay": weight_decay,
             "drop_prob": drop_prob,
             "granularity": granularity,
+            "select": select,
             "period": period,
             "site": site,
             "rescale": rescale,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .mask import Shard, rescale_factor
+from .mask import Shard
 from .reference import adamw_step_
 from .step.knobs import Knobs
 from .step.slot import Slot
@@ -127,7 +127,7 @@ def exact_step(
         weight_decay=knobs.weight_decay,
         site=knobs.site,
         mask_decay=knobs.mask_decay,
-        mask_scale=rescale_factor(float(knobs.drop_prob)) if knobs.rescale else 1.0,
+        mask_scale=knobs.mask_scale,
         grad_factor=-1.0 if knobs.maximize else 1.0,
     )
     return Values(param, exp_avg, exp_avg_sq)
@@ -171,8 +171,7 @@ def excess_error(
 def step_errors(before: Values, after: Slot, exact: Values, knobs: Knobs) -> tuple[Values, Values]:
     """Absolute errors of a step, and the magnitudes they are relative to; both float64."""
     grad = after.grad.double().abs()
-    if knobs.rescale:
-        grad = grad * rescale_factor(float(knobs.drop_prob))
+    grad = grad * knobs.mask_scale
     exp_avg = knobs.beta1 * before.exp_avg.abs() + (1 - knobs.beta1) * grad
     exp_avg_sq = knobs.beta2 * before.exp_avg_sq + (1 - knobs.beta2) * grad.square()
     cancellation = exp_avg / exact.exp_avg.abs().clamp(min=1e-300)

@@ -30,8 +30,10 @@ shard is nothing but a range ``[BEGIN, END)``.
     GROUP,  # row of the group table
     LAYOUT,  # row of the layout table, -1: contiguous
     ROUNDING,  # mask contract stream of the bits for stochastic rounding, [0, 2**32)
-) = range(14)
-N_TENSOR_COLUMNS = 14
+    DECISION,  # SOURCE_TENSOR: 0 dropped, 1 kept; UNDECIDED: the bits of UNIT decide
+) = range(15)
+N_TENSOR_COLUMNS = 15
+UNDECIDED = -1
 NO_GRAD = 1  # instead of an address: without a gradient the tensor and its counter stand still
 
 # -- layout table: int64 [n_strided, N_LAYOUT_COLUMNS] ---------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedules import Schedule, scheduled
 from ..step.checks import check_knobs
-from ..step.knobs import Knobs
+from ..step.knobs import Knobs, with_units
 from .groups import KNOBS, Group, check_numbers, knobs_of
 
 _VALUES = itemgetter(*KNOBS)
@@ -99,13 +99,16 @@ class GroupKnobs:
         if same and not self._may_change:
             return self._knobs
         knobs = [knobs_of(group) for group in groups]
+        for group_knobs in knobs:
+            check_knobs(group_knobs)
+        names = [[group[key] for group in groups] for key in ("stream_ids", "layers")]
+        knobs = with_units(knobs, *names)
         if not same or knobs != self._knobs:
-            for group_knobs in knobs:
-                check_knobs(group_knobs)
             if not self._knobs:
                 _warn_without_layers(groups, knobs)
             self._knobs, self._values = knobs, values
-            self._may_change = any(map(_may_change, values))
+            # Units follow the groups' lists, which may be edited.
+            self._may_change = any(map(_may_change, values)) or any(k.counts for k in knobs)
         return self._knobs
 
     def _of(self, groups: Sequence[Group]) -> list[_Followed]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask import GRANULARITIES, MAX_STREAM_ID, Shard, rescale_factor, threshold
+from ..mask import GRANULARITIES, MAX_STREAM_ID, SELECTIONS, Shard, rescale_factor, threshold
 from ..reference import SITES
 from .knobs import SWITCHES, Knobs
 
@@ -53,6 +53,13 @@ def check_knobs(knobs: Knobs) -> None:
     if knobs.granularity not in GRANULARITIES:
         raise ValueError(
             f"Invalid granularity: {knobs.granularity!r}: expected one of {GRANULARITIES}"
+        )
+    if knobs.select not in SELECTIONS:
+        raise ValueError(f"Invalid select: {knobs.select!r}: expected one of {SELECTIONS}")
+    if knobs.select != "bernoulli" and knobs.granularity not in ("tensor", "layer"):
+        raise ValueError(
+            f'select="{knobs.select}" chooses among tensors or layers by number: expected '
+            f'granularity="tensor" or "layer", got "{knobs.granularity}"'
         )
     if knobs.site not in SITES:
         raise ValueError(f"Invalid site: {knobs.site!r}: expected one of {SITES}")

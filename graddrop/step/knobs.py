@@ -1,13 +1,26 @@
 """The knobs of one param group at one step: declared here, once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..kernels import abi
-from ..mask import LAYER_STREAM, TENSOR_STREAM, Shard, keep_elements, keep_mask, threshold
+from ..mask import (
+    LAYER_ORDER_STREAM,
+    LAYER_STREAM,
+    TENSOR_ORDER_STREAM,
+    TENSOR_STREAM,
+    Shard,
+    count_dropped,
+    keep_elements,
+    keep_mask,
+    keep_units,
+    rescale_factor,
+    threshold,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +31,9 @@ class Knobs:
     the step and an argument of the operator; lists of knobs elsewhere follow from this one.
     ``lr`` and ``drop_prob`` are floats or 0-dim tensors, which a device reads for itself.
     ``period`` is K for a new mask every K steps, 0 for masks begun by hand.
+
+    ``units`` is no knob: the tensors or layers among which ``select`` chooses by number, those of
+    all groups that agree (:func:`with_units`).
     """
 
     lr: float | Tensor = 1e-3
@@ -28,12 +44,14 @@ class Knobs:
     maximize: bool = False
     drop_prob: float | Tensor = 0.5
     granularity: str = "element"
+    select: str = "bernoulli"
     period: int = 1
     site: str = "grad"
     rescale: bool = False
     mask_decay: bool = True
     stochastic_rounding: bool = False
     seed: int = 0
+    units: tuple[int, ...] = ()
 
     @property
     def masks_nothing(self) -> bool:
@@ -48,6 +66,26 @@ class Knobs:
         return (
             self.granularity in ("tensor", "layer") or threshold(float(self.drop_prob)) == 1 << 16
         )
+
+    @property
+    def counts(self) -> bool:
+        """Whether it chooses among units by number."""
+        return self.select != "bernoulli" and not self.masks_nothing
+
+    @property
+    def order_stream(self) -> int:
+        """Stream of the random orders of its units."""
+        return LAYER_ORDER_STREAM if self.granularity == "layer" else TENSOR_ORDER_STREAM
+
+    @property
+    def mask_scale(self) -> float:
+        """What multiplies what is kept: the inverse of the realised keep probability, or 1."""
+        if not self.rescale:
+            return 1.0
+        if not self.counts or not self.units:
+            return rescale_factor(float(self.drop_prob))
+        n, dropped = len(self.units), int(count_dropped(len(self.units), self.drop_prob))
+        return 1.0 if dropped == n else rescale_factor(dropped / n)
 
     def has_tensors(self) -> bool:
         """Whether a device holds a number that may change in place."""
@@ -70,6 +108,9 @@ class Knobs:
         """The parameter's mask at a draw, see :func:`graddrop.mask.keep_mask`; None: all kept."""
         if self.masks_nothing or (self.granularity == "layer" and layer is None):
             return None
+        if self.counts:
+            (keep,) = self.keep_wholes([stream_id], [layer], draw)
+            return torch.full(local_shape, keep, device=device)
         return keep_mask(
             local_shape,
             granularity=self.granularity,
@@ -98,6 +139,16 @@ class Knobs:
             return [True] * len(stream_ids)
         by_layer = self.granularity == "layer"
         units: Sequence[int | None] = layers if by_layer else stream_ids
+        if self.counts:
+            dropped = _dropped_units(
+                self.units,
+                self.select,
+                self.order_stream,
+                self.seed,
+                draw,
+                int(count_dropped(len(self.units), self.drop_prob)),
+            )
+            return [unit not in dropped for unit in units]
         keep = keep_elements(
             torch.tensor([unit or 0 for unit in units], dtype=torch.int64, device="cpu"),
             stream=LAYER_STREAM if by_layer else TENSOR_STREAM,
@@ -124,10 +175,57 @@ class Knobs:
     def structure(self) -> tuple[object, ...]:
         """What the kernels' tables depend on; the other knobs are numbers in them."""
         names = ("granularity", "site", "mask_decay", "masks_nothing", "stochastic_rounding")
-        return tuple(getattr(self, name) for name in names)
+        return (*(getattr(self, name) for name in names), self.select, self.units)
 
 
-KNOBS = tuple(field.name for field in fields(Knobs))
+@lru_cache(maxsize=64)
+def _dropped_units(
+    units: tuple[int, ...], select: str, stream: int, seed: int, draw: int, n_dropped: int
+) -> frozenset[int]:
+    keep = keep_units(
+        torch.tensor(units, dtype=torch.int64, device="cpu"),
+        select=select,
+        stream=stream,
+        seed=seed,
+        draw=draw,
+        n_dropped=torch.tensor(n_dropped, device="cpu"),
+    )
+    return frozenset(unit for unit, kept in zip(units, keep.tolist(), strict=True) if not kept)
+
+
+def with_units(
+    knobs: Sequence[Knobs],
+    stream_ids: Sequence[Sequence[int]],
+    layers: Sequence[Sequence[int | None]],
+) -> list[Knobs]:
+    """The same knobs, which know their units where they choose among them by number.
+
+    Groups that agree in granularity, select, drop_prob, period and seed have their units together,
+    as one layer's weights and biases may be in two groups.
+
+    Args:
+        knobs: one per group.
+        stream_ids: of each group's parameters.
+        layers: of each group's parameters.
+    """
+
+    def key(group: Knobs) -> tuple[object, ...]:
+        of_device = isinstance(group.drop_prob, Tensor)
+        drop_prob = id(group.drop_prob) if of_device else group.drop_prob
+        return group.granularity, group.select, of_device, drop_prob, group.period, group.seed
+
+    units: dict[tuple[object, ...], set[int]] = {}
+    for group, ids, numbers in zip(knobs, stream_ids, layers, strict=True):
+        if group.counts:
+            found = numbers if group.granularity == "layer" else ids
+            units.setdefault(key(group), set()).update(unit for unit in found if unit is not None)
+    return [
+        replace(group, units=tuple(sorted(units[key(group)]))) if group.counts else group
+        for group in knobs
+    ]
+
+
+KNOBS = tuple(field.name for field in fields(Knobs) if field.name != "units")
 SWITCHES = tuple(field.name for field in fields(Knobs) if field.type is bool)
 # Those that torch.optim.AdamW lacks.
 MASK_KNOBS = tuple(

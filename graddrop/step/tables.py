@@ -88,6 +88,7 @@ def tensor_tables(slots: Sequence[Slot], knobs: Sequence[Knobs]) -> tuple[Tensor
         row[abi.ROUNDING] = ROUNDING_STREAM + slot.stream_id
         row[abi.ROW_SIZE] = row_size
         row[abi.GROUP] = slot.group
+        row[abi.DECISION] = abi.UNDECIDED
         row[abi.LAYOUT] = -1 if contiguous else len(layouts)
         rows.append(row)
         if not contiguous:

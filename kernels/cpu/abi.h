@@ -21,8 +21,10 @@ enum TensorColumn {
     GROUP,
     LAYOUT,
     ROUNDING,
+    DECISION,
     N_TENSOR_COLUMNS
 };
+constexpr int64_t UNDECIDED = -1;
 constexpr int64_t NO_GRAD = 1;
 constexpr int MAX_DIMS = 8;
 enum LayoutColumn {

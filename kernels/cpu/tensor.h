@@ -86,8 +86,12 @@ inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
     const bool masked = t.source != SOURCE_NONE;
     const bool decided =
         t.source == SOURCE_TENSOR || drop_threshold == 0 || drop_threshold == 65536;
-    t.dropped = t.source == SOURCE_TENSOR ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
-                                          : masked && drop_threshold == 65536;
+    if (t.source == SOURCE_TENSOR && row[DECISION] != UNDECIDED)
+        t.dropped = row[DECISION] == 0;
+    else
+        t.dropped = t.source == SOURCE_TENSOR ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
+                                              : masked && drop_threshold == 65536;
+    if (t.dropped) t.scalars.drop_threshold = 65536;
     t.step_block = masked && (t.dropped || !decided) ? kernel.masked[t.site] : kernel.plain;
     if (decided) t.source = SOURCE_NONE;  // and bits of 0 are below the threshold if dropped
     if (t.begin == t.end)

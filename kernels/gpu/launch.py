@@ -107,6 +107,10 @@ class TritonStep:
             self._sums = None
         self._upload(self._tensor_table, self._host_table)
 
+    def set_decisions(self, decisions: Tensor) -> None:
+        """Take over the column DECISION, int64 [n_tensors] on the device."""
+        self._tensor_table[:, abi.DECISION].copy_(decisions)
+
     def set_groups(self, rows: list[list[float]]) -> None:
         """Take over the groups' new numbers."""
         self._upload(self.group_table, torch.tensor(rows, dtype=torch.float64, device="cpu"))

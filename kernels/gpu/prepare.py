@@ -9,6 +9,7 @@ from .philox import u16_of_element
 # kernels see globals only as constexpr
 _GRAD, _NO_GRAD = tl.constexpr(abi.GRAD), tl.constexpr(abi.NO_GRAD)
 _STEP, _STREAM, _UNIT = (tl.constexpr(c) for c in (abi.STEP, abi.STREAM, abi.UNIT))
+_DECISION, _UNDECIDED = tl.constexpr(abi.DECISION), tl.constexpr(abi.UNDECIDED)
 _MODE, _GROUP = tl.constexpr(abi.MODE), tl.constexpr(abi.GROUP)
 _N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _LR, _BETA1, _BETA2 = tl.constexpr(abi.LR), tl.constexpr(abi.BETA1), tl.constexpr(abi.BETA2)
@@ -98,7 +99,8 @@ def prepare(
         draw,
         ((seed_high << 32) | seed_low).to(tl.uint64),
     )
-    keep = bits.to(tl.int32) >= threshold
+    decision = tl.load(row + _DECISION, mask=valid, other=_UNDECIDED)
+    keep = tl.where(decision == _UNDECIDED, bits.to(tl.int32) >= threshold, decision != 0)
 
     mode = tl.load(row + _MODE, mask=valid, other=0)
     source, site = mode // _N_SITES, mode % _N_SITES

@@ -10,6 +10,7 @@ from ...kernels.cpu import binding as cpu
 from ..knobs import Knobs
 from ..slot import Dtypes, Slot
 from ..tables import tensor_tables
+from .decisions import Decisions
 from .grad_column import GradColumn
 
 
@@ -33,6 +34,7 @@ class CpuExecutor:
         for _, _, rows, tensor_table, _ in self._calls:
             base_addresses[rows] = tensor_table[:, abi.GRAD]
         self._grad_column = GradColumn(slots, base_addresses)
+        self._decisions = Decisions(slots, knobs, torch.device("cpu"))
         self._n_slots = len(slots)
         self._knobs: Sequence[Knobs] = ()
         self._group_table = self._counters = self._finished = torch.empty(0, device="cpu")
@@ -54,13 +56,17 @@ class CpuExecutor:
     ) -> None:
         """See :class:`Executor`."""
         if knobs is not self._knobs or any(map(Knobs.has_tensors, knobs)):
-            rows = [group.row() for group in knobs]
-            for row, group in zip(rows, knobs, strict=True):
+            numbers = [group.row() for group in knobs]
+            for row, group in zip(numbers, knobs, strict=True):
                 row[abi.LR], row[abi.DROP_PROB] = float(group.lr), float(group.drop_prob)
-            self._group_table = torch.tensor(rows, dtype=torch.float64, device="cpu")
+            self._group_table = torch.tensor(numbers, dtype=torch.float64, device="cpu")
             self._knobs = knobs
         if counters is not self._counters:
             self._counters, self._finished = counters, counters[abi.STEPS_FINISHED]
+        if self._decisions:
+            decisions = self._decisions.decide(knobs, counters, self._group_table)
+            for _, _, rows, tensor_table, _ in self._calls:
+                tensor_table[:, abi.DECISION] = decisions[rows]
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         self._skipped = found_inf is not None and found_inf.item() != 0
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ...kernels import abi
-from ...mask import rescale_factor
 from ...reference import adamw_step_, masked_squares
 from ..checks import check_grads
 from ..knobs import Knobs
@@ -52,7 +51,7 @@ class ReferenceExecutor:
                 continue
             group = self._knobs[slot.group]
             keep = self._keep(slot) if masked else None
-            total = masked_squares(grad, keep, site=group.site, mask_scale=_mask_scale(group))
+            total = masked_squares(grad, keep, site=group.site, mask_scale=group.mask_scale)
             squares.append(total / self._loss_scale**2)
         return torch.stack(squares)
 
@@ -85,7 +84,7 @@ class ReferenceExecutor:
                 weight_decay=group.weight_decay,
                 site=group.site,
                 mask_decay=group.mask_decay,
-                mask_scale=_mask_scale(group),
+                mask_scale=group.mask_scale,
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
                 rounding_bits=slot.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )
@@ -111,7 +110,3 @@ class ReferenceExecutor:
             draw=self._draw(group),
             device=slot.param.device,
         )
-
-
-def _mask_scale(knobs: Knobs) -> float:
-    return rescale_factor(float(knobs.drop_prob)) if knobs.rescale else 1.0

@@ -12,6 +12,7 @@ from ...kernels import abi
 from ..knobs import Knobs
 from ..slot import Slot
 from ..tables import tensor_tables
+from .decisions import Decisions
 from .grad_column import GradColumn
 
 
@@ -33,6 +34,7 @@ class TritonExecutor:
         assert launcher is not None
         tensor_table, layout_table = tensor_tables(slots, knobs)
         self._grad_column = GradColumn(slots, tensor_table[:, abi.GRAD])
+        self._decisions = Decisions(slots, knobs, device)
         self._launcher = launcher.TritonStep(
             tensor_table,
             layout_table,
@@ -71,6 +73,9 @@ class TritonExecutor:
             for column, value in ((abi.LR, group.lr), (abi.DROP_PROB, group.drop_prob)):
                 if isinstance(value, Tensor):
                     self._launcher.group_table[index, column].copy_(value.reshape(()))
+        if self._decisions:
+            decisions = self._decisions.decide(knobs, counters, self._launcher.group_table)
+            self._launcher.set_decisions(decisions)
         self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
         self._launcher.prepare(counters, grad_scale, found_inf)
 
