@@ -6,9 +6,9 @@ from pathlib import Path
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.data.sources import open_source
 from graddrop.xglue.data.splits import evaluation_languages
+from graddrop.xglue.scores.columns import columns_of
 from graddrop.xglue.scores.metrics import METRICS
 from graddrop.xglue.scores.predictions import (
-    columns_of,
     prediction_file,
     read_predictions,
     strangers,

@@ -6,8 +6,8 @@ from typing import Any
 
 from graddrop.xglue.data.sources import Source
 from graddrop.xglue.data.splits import evaluation_languages
+from graddrop.xglue.scores.columns import columns_of
 from graddrop.xglue.scores.metrics import METRICS
-from graddrop.xglue.scores.predictions import columns_of
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 
 

@@ -6,16 +6,15 @@ for MLQA one JSON object from question ids to answers.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graddrop.xglue.data.layouts import DataError, is_blank, lines
+from graddrop.xglue.scores.columns import Columns
 from graddrop.xglue.tasks import Task
 from graddrop.xglue.textfile import TextFileError, brief, read_json
-
-Columns = dict[str, list[Any]]
 
 
 def prediction_file(folder: Path, task: Task, language: str) -> Path:
@@ -164,9 +163,3 @@ FORMATS = {
     "rows": _Format(_write_rows, _read_rows),
     "squad": _Format(_write_answers, _read_answers),
 }
-
-
-def columns_of(examples: Iterator[dict[str, Any]]) -> Columns:
-    """Turn examples into columns."""
-    rows = list(examples)
-    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -12,7 +12,7 @@ from graddrop.xglue.mini.examples import DRAW, Example, draw
 from graddrop.xglue.mini.grammar import CONCEPTS, TOPIC_FIDELITY, TOPICS, Phrase, Word
 from graddrop.xglue.mini.lexicon import COGNATES, build_lexicons
 from graddrop.xglue.mini.writers import iob1
-from graddrop.xglue.scores.metrics import chunks
+from graddrop.xglue.scores.tagging import chunks
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, TRAIN_LANGUAGE
 
 SIZE = MiniSize(train=61, dev=13, test=17, text_lines=211)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from graddrop.xglue.scores.metrics import METRICS, chunks, normalize_answer
+from graddrop.xglue.scores.answers import normalize_answer
+from graddrop.xglue.scores.metrics import METRICS
+from graddrop.xglue.scores.tagging import chunks
 from graddrop.xglue.tasks import TASKS
 
 
@@ -159,6 +161,31 @@ def test_a_query_is_a_run_of_rows() -> None:
         score("ndcg", pages(("a", "1"), ("b", "2")), [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("queries", "groups"),
+    [
+        # An empty query ends the one before it, and what follows it is still its own.
+        ("aa.bb", ["aa", ".bb"]),
+        ("..aab", ["..aa"]),
+        ("aa..", ["aa", ".."]),
+        ("aa..aa", ["aa", "..aa"]),
+        ("aa.b.cc", ["aa", ".b", ".cc"]),
+    ],
+)
+def test_what_follows_an_empty_query_begins_no_new_one(queries: str, groups: list[str]) -> None:
+    """As the official scorer counts: the mean over these groups, of two rows and more."""
+    labels = "1302431"[: len(queries)]
+    predictions = [3, 1, 4, 1, 5, 9, 2][: len(queries)]
+    gold = {"query": [query.strip(".") for query in queries], "label": list(labels)}
+    expected, begin = [], 0
+    for group in groups:
+        end = begin + len(group)
+        alone = pages(("q", labels[begin:end]))
+        expected.append(score("ndcg", alone, predictions[begin:end]))
+        begin = end
+    assert score("ndcg", gold, predictions) == pytest.approx(sum(expected) / len(expected))
+
+
 def test_ndcg_equals_scikit_learn() -> None:
     """On random queries with and without ties."""
     metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra xglue")
@@ -216,3 +243,48 @@ def test_answer_f1_takes_the_best_gold_answer() -> None:
     assert score("exact_match", gold, ["A house!", "the sea"]) == 1
     assert score("exact_match", gold, ["red house", None]) == 0
     assert score("answer_f1", gold, ["", ""]) == 0
+
+
+ARTICLES = {
+    "en": "a an the",
+    "es": "un una unos unas el la los las",
+    "de": "ein eine einen einem eines einer der die das den dem des",
+    "vi": "của là cái chiếc những",
+    "hi": "",
+    "zh": "",
+}
+"""Those of MLQA's evaluation script."""
+
+
+@pytest.mark.parametrize("language", ARTICLES)
+def test_every_article_goes_and_no_other_word(language: str) -> None:
+    """Also the capital ones; a word that only begins or ends like one stays."""
+    for article in ARTICLES[language].split():
+        assert normalize_answer(f"x {article} y {article.title()}", language) == "x y", article
+        assert normalize_answer(f"x{article} {article}x", language) == f"x{article} {article}x"
+    others = {"a", "the", "el", "der", "la"} - set(ARTICLES[language].split())
+    for word in others:
+        assert normalize_answer(f"x {word} y", language) == f"x {word} y"
+
+
+def test_a_mean_over_questions_weighs_them_alike() -> None:
+    """However many gold answers each has, and where the best of them stands."""
+    gold = {"answers": [{"text": ["one two", "one", "six"]}, {"text": ["three"]}, {"text": ["x"]}]}
+    predicted = ["one", "three four", "y"]
+    assert score("exact_match", gold, predicted) == pytest.approx(1 / 3)
+    assert score("answer_f1", gold, predicted) == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_where_nothing_is_predicted_the_score_is_zero() -> None:
+    """Not an error, of a whole file without a chunk as of one without a right one."""
+    for predicted in (["O", "O"], ["VERB", "O"]):
+        assert score("chunk_precision", {"tags": [["NOUN", "NOUN"]]}, [predicted]) == 0
+    assert score("entity_f1", {"tags": [["O"], ["B-PER"]]}, [["O"], ["O"]]) == 0
+    assert score("entity_f1", {"tags": [["O"], ["O"]]}, [["B-PER"], ["O"]]) == 0
+
+
+def test_chunks_end_with_their_sentence() -> None:
+    """Two sentences that meet in the same tag are two chunks; unequal lengths count as they are."""
+    gold = {"tags": [["NOUN"], ["NOUN", "VERB", "DET"]]}
+    assert score("chunk_precision", gold, [["NOUN"], ["NOUN", "NOUN", "DET"]]) == 2 / 3
+    assert score("token_accuracy", gold, [["VERB"], ["NOUN", "VERB", "DET"]]) == 3 / 4

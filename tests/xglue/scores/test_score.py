@@ -10,9 +10,9 @@ from helpers.xglue_files import write_archive
 from graddrop.cli import main
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.data.sources import FolderSource
+from graddrop.xglue.scores.columns import columns_of
 from graddrop.xglue.scores.metrics import METRICS
 from graddrop.xglue.scores.predictions import (
-    columns_of,
     prediction_file,
     read_predictions,
     write_predictions,
@@ -157,3 +157,14 @@ def test_missing_answers_score_nothing(root: Path, tmp_path: Path) -> None:
     predictions = read_predictions(task, path, examples)
     assert predictions == ["the Town0!", *[None] * 6]
     assert METRICS["answer_f1"](examples, predictions, "en") == 1 / 7
+
+
+def test_document_marks_are_blank_lines_of_the_predictions(tmp_path: Path) -> None:
+    """One line per line of the input, which may begin with several blank ones."""
+    gold_file = tmp_path / "gold"
+    gold_file.write_text("-DOCSTART- O\n\nA O\nb O\n\n\nc O\n")
+    examples = {"words": [["A", "b"], ["c"]]}
+    predictions = [["O", "B-PER"], ["B-LOC"]]
+    write_predictions(get_task("ner"), tmp_path / "p", examples, predictions, gold_file)
+    assert (tmp_path / "p").read_text() == "\n\nO\nB-PER\n\n\nB-LOC\n"
+    assert read_predictions(get_task("ner"), tmp_path / "p", examples) == predictions
