@@ -1,6 +1,7 @@
 """Laws of turning examples into model inputs and model outputs into predictions."""
 
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
@@ -114,6 +115,27 @@ def test_windows_cover_the_sequence_and_share_it_out(length: int, room: int) -> 
         assert len(made) == 1 or made[-2].end < length
 
 
+@pytest.mark.parametrize(
+    ("length", "room", "overlap"), [(101, 32, 8), (101, 32, 0), (200, 32, 31), (57, 7, 3)]
+)
+def test_positions_count_where_they_stand_further_from_a_cut(
+    length: int, room: int, overlap: int
+) -> None:
+    """By one at most: an odd overlap has no middle. The ends of the sequence are no cuts."""
+    made = list(windows(length, room, overlap))
+    assert len(made) > 2
+
+    def distance(window: Any, place: int) -> int:
+        left = place - window.start if window.start else length
+        right = window.end - 1 - place if window.end < length else length
+        return min(left, right)
+
+    for window in made:
+        for place in range(window.own_start, window.own_end):
+            others = [w for w in made if w.start <= place < w.end]
+            assert distance(window, place) >= max(distance(w, place) for w in others) - 1
+
+
 def test_a_frame_gives_what_the_tokenizer_gives(tokenizer: Any, xlmr: Any, bert_like: Any) -> None:
     """Special tokens and token types, for one segment and for two."""
     for each in (tokenizer, xlmr, bert_like):
@@ -201,6 +223,20 @@ def test_the_label_sits_at_the_first_sub_word_with_text(
     assert found == ["Ġdog", "é", "Ġ", "Ġfox"]
     # Pieces of words: nothing stands for a space, so it is the first of them.
     assert labelled_pieces(bert_like, task, ["dog", "ox", "首"]) == ["d", "o", "[UNK]"]
+
+
+def test_windows_of_a_sentence_share_a_quarter(tokenizer: Any) -> None:
+    """Each neighbour sees what the other ends or begins with."""
+    words = ["the", "quick", "brown", "fox"] * 10
+    task, room = get_task("pos"), 16
+    batch = {"words": [words], "tags": [["X"] * len(words)]}
+    rows = token_head.encoder(task, tokenizer, room + 2)(batch, [0])
+    inner = [row["input_ids"][1:-1] for row in rows]
+    assert len(inner) > 2
+    for a, b in itertools.pairwise(inner):
+        assert a[-room // 4 :] == b[: room // 4]
+    encoded = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    assert sum(map(len, inner)) == len(encoded) + room // 4 * (len(inner) - 1)
 
 
 def test_the_sub_words_between_labels_are_the_words(tokenizer: Any) -> None:
@@ -291,6 +327,27 @@ def test_answers_come_back_exactly_in_every_script(xlmr: Any, max_length: int, f
         without = features.select(kept)
         others = span_head.decode(task, examples, without, spans(features)[kept])
         assert sum(a in b for (_, a), b in zip(CONTEXTS, others, strict=True)) < len(CONTEXTS)
+
+
+def test_answers_point_into_their_window_or_at_its_first_token() -> None:
+    """Answers at every place of a context that takes several windows, at their edges too."""
+    task = get_task("mlqa")
+    words = [f"{'bcdfg'[n % 5]}{'aeiou'[n // 5 % 5]}{n}" for n in range(60)]
+    context = " ".join(words)
+    made = train_tokenizer([context] * 3, 300)
+    answers = [" ".join(words[n : n + 3]) for n in range(57)]
+    examples = datasets.Dataset.from_list([question(context, answer) for answer in answers])
+    at_the_edges = set()
+    for max_length in (33, 36, 37, 40):
+        features = encode(task, examples, made, max_length)
+        for (start, end), (begin, stop, *_) in zip(
+            features["labels"], features["context"], strict=True
+        ):
+            assert (start, end) == (0, 0) or begin <= start <= end < stop
+            if end:
+                at_the_edges |= {start - begin, end - stop}
+    # Negative control: some begin or end with their window.
+    assert {0, -1} <= at_the_edges
 
 
 def test_the_best_spans_are_found_by_complete_search() -> None:

@@ -121,6 +121,43 @@ def test_a_dev_set_that_leaks_test_selects_nothing(
         trainer_of(config(data, tmp_path / "b", select="average-dev", languages=("th",)))
 
 
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    """At the Trainer or at the optimizer, under whatever name it has there."""
+    run = config(
+        write_data(tmp_path / "data"),
+        tmp_path / "run",
+        warmup_steps=3,
+        max_grad_norm=0.25,
+        seed=5,
+        log_steps=4,
+        eval_batch_size=3,
+        accumulation=2,
+        weight_decay=0.125,
+        lr=2e-3,
+        max_steps=7,
+        patience=6,
+        precision="bf16",
+    )
+    trainer = trainer_of(run)
+    found = trainer.args
+    assert (found.warmup_steps, found.seed, found.logging_steps) == (3, 5, 4)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (4, 2)
+    assert (found.per_device_eval_batch_size, found.max_steps, found.bf16) == (3, 7, True)
+    assert found.logging_nan_inf_filter is False and found.lr_scheduler_type == "linear"
+    assert (found.metric_for_best_model, found.load_best_model_at_end) == ("eval_en", True)
+    (patience,) = [
+        callback.early_stopping_patience
+        for callback in trainer.callback_handler.callbacks
+        if hasattr(callback, "early_stopping_patience")
+    ]
+    assert patience == 6
+    kind, values = trainer.optimizer_cls_and_kwargs
+    optimizer = kind(**values)
+    assert (optimizer.max_grad_norm, optimizer.param_groups[0]["lr"]) == (0.25, 2e-3)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.125}
+    assert {group["seed"] for group in optimizer.param_groups} == {5}
+
+
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_read(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

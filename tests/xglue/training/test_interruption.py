@@ -106,6 +106,26 @@ def test_resume_from_any_checkpoint_equals_the_uninterrupted_run(
         assert_same_run(finished.folder, run)
 
 
+def test_what_was_counted_before_a_kill_counts_after_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations without a better score, for `patience`, and the seconds of all attempts."""
+    values: dict[str, Any] = {"epochs": 6, "lr": 1e-12, "patience": 2}
+    seal = trainer_module.seal
+
+    def seal_and_copy(checkpoint: Path, note: dict[str, Any]) -> None:
+        seal(checkpoint, {**note, "seconds": 1000.0})
+        if step_of(checkpoint) == 10:  # after the first evaluation without a gain
+            shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+
+    monkeypatch.setattr(trainer_module, "seal", seal_and_copy)
+    whole = finetune(config(data, tmp_path / "whole", **values))
+    assert whole["steps"] == 15
+    resumed = finetune(config(data, tmp_path / "resumed", **values), resume=True)
+    assert resumed["steps"] == 15
+    assert resumed["seconds"]["train"] > 1000 > whole["seconds"]["train"]
+
+
 @pytest.mark.parametrize(
     ("strategy", "epoch", "stops", "asks"),
     [
