@@ -57,7 +57,7 @@ def layer_weights(layers: int, hidden: int) -> int:
 
 
 def operations(task: str, weights: int) -> tuple[float, float]:
-    """Count the floating-point operations of one run by its published recipe.
+    """Count the floating-point operations of one run by its published recipe for large models.
 
     Args:
         task: Name of the task.
@@ -66,7 +66,7 @@ def operations(task: str, weights: int) -> tuple[float, float]:
     Returns:
         Those of training, those of all evaluations.
     """
-    recipe, examples = TASKS[task].recipe, EXAMPLES[task]
+    recipe, examples = TASKS[task].recipe_for("large"), EXAMPLES[task]
     trained = examples.train * recipe.epochs * recipe.max_length
     evaluated = (examples.evaluated + recipe.epochs * examples.english_dev) * recipe.max_length
     return 6.0 * weights * trained, 2.0 * weights * evaluated

@@ -18,6 +18,7 @@ TINY = "tiny"
 
 EVALUATIONS = ("dev", "en-dev", "test")
 SELECTIONS = ("en-dev", "average-dev", "last")
+RECIPES = ("base", "large")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 DROP_SCHEDULES = ("epochs", "linear", "cosine")
@@ -52,6 +53,7 @@ class FinetuneConfig:
         languages: Languages to evaluate; none means all that are found.
         evaluate: What the final weights are scored on: `dev` or `test` of all these languages,
             `en-dev` of English alone. Other files are not read, but for the dev sets of training.
+        recipe: Size of the models that the task's published recipe is for: `base` or `large`.
         epochs: Passes over the training set.
         max_steps: Optimizer steps, in place of `epochs`.
         batch_size: Examples per optimizer step on each device.
@@ -103,6 +105,7 @@ class FinetuneConfig:
     seed: int = 0
     languages: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ("dev", "test")
+    recipe: str = "base"
     epochs: float | None = None
     max_steps: int | None = None
     batch_size: int | None = None
@@ -139,6 +142,7 @@ class FinetuneConfig:
         get_task(self.task).check_languages(self.languages)
         _one_of("method", self.method, tuple(METHODS))
         _one_of("select", self.select, SELECTIONS)
+        _one_of("recipe", self.recipe, RECIPES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("drop_schedule", self.drop_schedule, DROP_SCHEDULES)
         for name in self.evaluate:
@@ -220,7 +224,7 @@ class FinetuneConfig:
 
     def resolved(self) -> "FinetuneConfig":
         """Return the same run with what recipe, method and launcher say filled in."""
-        recipe = get_task(self.task).recipe
+        recipe = get_task(self.task).recipe_for(self.recipe)
         method = METHODS[self.method]
         chosen: dict[str, Any] = {
             name: getattr(recipe, name)

@@ -41,6 +41,34 @@ def test_the_table_is_complete_and_sound() -> None:
         get_task("qg")
 
 
+PUBLISHED = {  # learning rate, epochs, batch, sub-words: for base models, for large ones
+    "ner": ((5e-6, 20, 32, 256), (7e-6, 10, 32, 256)),
+    "pos": ((2e-5, 20, 32, 128), (5e-6, 10, 32, 128)),
+    "mlqa": ((3e-5, 2, 12, 384), (1.5e-5, 4, 32, 384)),
+    "paws-x": ((5e-6, 10, 32, 256), (1e-5, 10, 32, 256)),
+    "xnli": ((5e-6, 10, 32, 256), (5e-6, 10, 32, 256)),
+    # Nobody has published one for large models.
+    "nc": ((5e-6, 10, 32, 256),) * 2,
+    "qadsm": ((5e-6, 10, 32, 256),) * 2,
+    "wpr": ((5e-6, 10, 32, 256),) * 2,
+    "qam": ((5e-6, 10, 32, 256),) * 2,
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_recipes_are_the_published_ones(name: str) -> None:
+    """For base models unless asked; what a run sets itself goes before either."""
+    names = ("lr", "epochs", "batch_size", "max_length")
+    for recipe, expected in zip(("base", "large"), PUBLISHED[name], strict=True):
+        found = FinetuneConfig(name, "data", "output", recipe=recipe).resolved()
+        assert tuple(getattr(found, setting) for setting in names) == expected
+    assert FinetuneConfig(name, "data", "output").recipe == "base"
+    own = FinetuneConfig(name, "data", "output", recipe="large", lr=1.0, max_steps=3).resolved()
+    assert (own.lr, own.epochs, own.max_steps) == (1.0, None, 3)
+    with pytest.raises(ValueError, match="unknown recipe 'huge'; expected one of base, large"):
+        FinetuneConfig(name, "data", "output", recipe="huge")
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_runs_end_to_end(name: str, root: Path, tmp_path: Path) -> None:
     """Train, evaluate, write predictions; scoring the files gives the run's own scores."""

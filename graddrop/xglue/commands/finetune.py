@@ -10,6 +10,7 @@ from graddrop.xglue.config import (
     DROP_SCHEDULES,
     EVALUATIONS,
     PRECISIONS,
+    RECIPES,
     SELECTIONS,
     FinetuneConfig,
 )
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--seed", type=int, help="of weights, data order, dropout and masks")
 
     recipe = parser.add_argument_group("recipe (default: the task's published one)")
+    recipe.add_argument("--recipe", choices=RECIPES, help="size of model that it is for")
     recipe.add_argument("--epochs", type=float)
     recipe.add_argument("--max-steps", type=int, help="optimizer steps, in place of --epochs")
     recipe.add_argument("--batch-size", type=int, help="examples per optimizer step and device")
