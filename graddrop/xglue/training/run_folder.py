@@ -215,7 +215,10 @@ class RunFolder:
         file = self.path / HEAD_FILE
         if not file.exists():
             return None
-        names = read_json(file)
+        try:
+            names = read_any_json(file)
+        except TextFileError as error:
+            raise RunFolderError(f"{error}; remove the file") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RunFolderError(f"{file}: expected a list of names; remove the file")
         return frozenset(names)
