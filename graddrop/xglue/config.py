@@ -7,10 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from graddrop.optimizer import FusedGradDropAdamW
 from graddrop.xglue.methods import EXEMPTIONS, METHODS
+from graddrop.xglue.names import meant
 from graddrop.xglue.tasks import get_task
 
 TINY = "tiny"
@@ -175,7 +173,14 @@ class FinetuneConfig:
                 f"accumulation must divide batch_size, got {self.accumulation} "
                 f"for {self.step_batch_size}"
             )
-        # The optimizer knows its own knobs; for some it wants to see a parameter in a layer.
+        self._check_knobs()
+
+    def _check_knobs(self) -> None:
+        """Let the optimizer check its own knobs; some need a parameter in a layer."""
+        import torch
+
+        from graddrop.optimizer import FusedGradDropAdamW
+
         probe = ("layer.0", torch.nn.Parameter(torch.empty(1)))
         FusedGradDropAdamW([probe], weight_decay=self.weight_decay, **self.knobs())
 
@@ -281,4 +286,6 @@ _POSITIVE = (
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(choices)}")
+        raise ValueError(
+            f"unknown {name} {value!r}; expected one of {', '.join(choices)}{meant(value, choices)}"
+        )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graddrop.mask import layer_of
 from graddrop.methods import PRESETS
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def parameter_groups(
                 continue
             plain = _is_norm(model, name, module) or _is_bias(model, name, module)
             unmasked = any(EXEMPTIONS[kind](model, name, module) for kind in exempt)
-            unmasked |= granularity == "layer" and layer_of(name) is None
+            unmasked |= granularity == "layer" and _layer_of(name) is None
             group = groups.setdefault(
                 (plain, unmasked),
                 {
@@ -166,7 +165,7 @@ def check_layers(model: "PreTrainedModel") -> None:
     """
     stacks: dict[int, set[str]] = {}
     for name, _ in model.named_parameters():
-        layer = layer_of(name)
+        layer = _layer_of(name)
         if layer is not None:
             stacks.setdefault(layer, set()).add(name[: name.index(f".{layer}.")])
     kind = type(model).__name__
@@ -200,7 +199,7 @@ def release_order(model: "PreTrainedModel") -> list[frozenset[str]]:
     }
     head = head_of(model)
     names = [name for name, _ in model.named_parameters() if name not in head]
-    layers = {name: layer_of(name) for name in names}
+    layers = {name: _layer_of(name) for name in names}
     order = sorted({layer for layer in layers.values() if layer is not None}, reverse=True)
     stages: dict[int | None, set[str]] = {layer: set() for layer in [*order, None]}
     above = False
@@ -209,3 +208,10 @@ def release_order(model: "PreTrainedModel") -> list[frozenset[str]]:
         on_top = layers[name] is None and above and name not in embeddings
         stages[order[0] if on_top else layers[name]].add(name)
     return [frozenset(stage) for stage in stages.values()]
+
+
+def _layer_of(name: str) -> int | None:
+    """Tell a parameter's layer as the optimizer does; the table alone needs no torch."""
+    from graddrop.mask import layer_of
+
+    return layer_of(name)

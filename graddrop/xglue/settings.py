@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from graddrop.xglue.config import FinetuneConfig
+from graddrop.xglue.names import meant
 from graddrop.xglue.textfile import brief, read_text
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(FinetuneConfig))
@@ -77,6 +78,7 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
         if name not in types_:
             raise ValueError(
                 f"{origin}: unknown setting {brief(name)}; known: {', '.join(SETTINGS)}"
+                f"{meant(name, SETTINGS)}"
             )
         if not _fits(value, types_[name]):
             wanted = getattr(types_[name], "__name__", str(types_[name]))

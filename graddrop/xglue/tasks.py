@@ -8,6 +8,8 @@ large ones with the code of xTune (bozheng-hit/xTune) for XLM-R Large.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from graddrop.xglue.names import meant
+
 TRAIN_LANGUAGE = "en"
 """XGLUE trains on English only; every other language is evaluated zero-shot."""
 
@@ -318,5 +320,7 @@ def get_task(name: str) -> Task:
         ValueError: If there is no such task.
     """
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+        raise ValueError(
+            f"unknown task {name!r}; expected one of {', '.join(TASKS)}{meant(name, TASKS)}"
+        )
     return TASKS[name]

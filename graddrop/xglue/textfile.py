@@ -3,6 +3,7 @@
 import json
 import re
 import reprlib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,20 @@ def brief(value: object) -> str:
     shortened.maxstring = shortened.maxother = 80
     shortened.maxlevel = 2
     return shortened.repr(value)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal or a browser would obey instead of showing it.
+
+    Control characters other than line feeds and TABs, those that turn the direction of writing,
+    and halves of surrogate pairs.
+    """
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

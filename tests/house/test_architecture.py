@@ -23,8 +23,9 @@ FLOORS = (
     ("graddrop.trainer",),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
+    ("graddrop.xglue.locks", "graddrop.xglue.names", "graddrop.xglue.textfile"),
     ("graddrop.xglue.tasks", "graddrop.xglue.methods", "graddrop.xglue"),
-    ("graddrop.xglue.controls", "graddrop.xglue.locks", "graddrop.xglue.textfile"),
+    ("graddrop.xglue.controls",),
     ("graddrop.xglue.config", "graddrop.xglue.settings"),
     ("graddrop.xglue.mini",),
     ("graddrop.xglue.data",),

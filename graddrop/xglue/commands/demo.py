@@ -28,7 +28,9 @@ from graddrop.xglue.report.write import (
 from graddrop.xglue.sweep.plan import SweepPlan
 from graddrop.xglue.sweep.runner import SweepError, sweep
 from graddrop.xglue.tasks import get_task
-from graddrop.xglue.training.pretrain import PretrainConfig, pretrain
+from graddrop.xglue.textfile import printable
+from graddrop.xglue.training.pretrain import pretrain
+from graddrop.xglue.training.pretrain_config import PretrainConfig
 from graddrop.xglue.training.run_folder import RunFolder
 
 
@@ -116,12 +118,6 @@ def _part(title: str) -> Iterator[None]:
     print(f"{title}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--output", required=True, help="folder for data, model, runs and results")
-    parser.add_argument("--seed", type=int, default=0, help="of the invented languages")
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration and print its tables; return 1 if one of its runs has failed."""
     output = Path(args.output)
@@ -129,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         report = demo(output, plan, args.seed)
     except SweepError as error:
-        print(f"{error}\nThe same command tries again.", file=sys.stderr)
+        print(f"{printable(str(error))}\nThe same command tries again.", file=sys.stderr)
         return 1
     for task in plan.tasks:
         # The last metric is the plain one, which has a chance level.

@@ -1,7 +1,6 @@
 """The command `graddrop score`: the official scores of prediction files."""
 
 import argparse
-from pathlib import Path
 
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.data.sources import open_source
@@ -14,21 +13,8 @@ from graddrop.xglue.scores.predictions import (
     strangers,
 )
 from graddrop.xglue.scores.text_table import score_table
-from graddrop.xglue.tasks import EVAL_SPLITS, TASKS, get_task
+from graddrop.xglue.tasks import get_task
 from graddrop.xglue.training.run_folder import check_writable, write_json
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--task", required=True, choices=tuple(TASKS))
-    parser.add_argument(
-        "--predictions", required=True, type=Path, help="folder that holds TASK/LANGUAGE.prediction"
-    )
-    parser.add_argument("--data", required=True, help="folder, .tar.gz, hub or hub-archive")
-    parser.add_argument("--verify", action="store_true", help="check the archive's checksum")
-    parser.add_argument("--split", choices=EVAL_SPLITS, default="test")
-    parser.add_argument("--languages", nargs="*", default=(), help="default: all that are found")
-    parser.add_argument("--json", type=Path, help="file for the scores in full precision")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
     found, missing = evaluation_languages(task, source, args.split, tuple(args.languages))
     scores: dict[str, dict[str, float]] = {}
     notes = [f"no {args.split} file, skipped: {', '.join(missing)}"] if missing else []
+    absent: list[str] = []
     for language in found:
         path = prediction_file(args.predictions, task, language)
         if not path.is_file():
-            notes.append(f"no predictions, skipped: {language}")
+            absent.append(language)
             continue
         examples = columns_of(source.examples(task, args.split, language))
         predictions = read_predictions(task, path, examples)
@@ -64,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
             f"nothing to score: no language with both a {args.split} file in {args.data} and "
             f"predictions in {args.predictions / task.folder}"
         )
+    if absent:
+        notes.append(f"no predictions, skipped: {', '.join(absent)}")
     print(score_table(task.name, {args.split: scores}))
     for note in notes:
         print(note)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graddrop.xglue.textfile import brief, read_json
-from graddrop.xglue.training.pretrain import RESULT_FILE
+from graddrop.xglue.training.pretrain_config import RESULT_FILE
 
 # Conneau et al. 2020 (arXiv 1911.02116), the table of CC-100 in the appendix: GiB of text that
 # XLM-R saw. The languages of XGLUE; zh is simplified Chinese.

@@ -23,6 +23,7 @@ from graddrop.xglue.report.tuning import tuning_section
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS
+from graddrop.xglue.textfile import printable
 from graddrop.xglue.training.run_folder import write_file
 
 MARKDOWN_FILE = "report.md"
@@ -113,9 +114,10 @@ def write_report(
     }
     for name, content in names.items():
         write_file(files.pictures / name, content)
-    write_file(files.markdown, render_markdown(blocks, files.pictures.name).encode())
+    markdown = printable(render_markdown(blocks, files.pictures.name))
+    write_file(files.markdown, markdown.encode())
     if files.webpage is not None:
-        write_file(files.webpage, render_webpage(blocks).encode())
+        write_file(files.webpage, printable(render_webpage(blocks)).encode())
     for path in files.pictures.iterdir():
         if path.suffix in (".svg", ".png") and path.name not in names:
             path.unlink()

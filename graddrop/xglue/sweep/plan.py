@@ -10,6 +10,7 @@ from typing import Any
 
 from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.methods import METHODS
+from graddrop.xglue.names import meant
 from graddrop.xglue.settings import SETTINGS, make_config, read_settings, spelt
 from graddrop.xglue.tasks import TASKS
 
@@ -174,7 +175,10 @@ def _check_list(name: str, values: Any, known: Sequence[str] = ()) -> None:
         raise ValueError(f"{name}: expected a list with at least one value, got {values!r}")
     for value in values:
         if known and value not in known:
-            raise ValueError(f"{name}: unknown {value!r}; expected some of {', '.join(known)}")
+            raise ValueError(
+                f"{name}: unknown {value!r}; expected some of {', '.join(known)}"
+                f"{meant(value, known)}"
+            )
         if list(values).count(value) > 1:
             raise ValueError(f"{name}: {value!r} stands there twice")
 
@@ -193,7 +197,9 @@ def _check_settings(where: str, values: Mapping[str, Any]) -> None:
         elif name == "output":
             raise ValueError(f"{where}output: runs get folders of their own; leave it out")
         elif name not in SETTINGS:
-            raise ValueError(f"{where}{name}: unknown setting; known: {', '.join(_free())}")
+            raise ValueError(
+                f"{where}{name}: unknown setting; known: {', '.join(_free())}{meant(name, _free())}"
+            )
 
 
 def _check_drops(where: str, values: Mapping[str, Any], methods: Sequence[str]) -> None:

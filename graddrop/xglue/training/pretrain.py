@@ -1,83 +1,26 @@
-"""A very small XLM-R, pretrained by masked-language modelling on raw text files.
+"""Pretraining of a very small XLM-R, by masked-language modelling on raw text files.
 
 It stands in for XLM-R where the real weights are out of reach: same architecture, same kind of
 pretraining (Conneau et al., 2020, arXiv 1911.02116), thousands of times smaller.
 """
 
 import dataclasses
-import math
 import os
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle, islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graddrop.xglue.heads.model import tiny_config, train_tokenizer
-from graddrop.xglue.training.run_folder import write_json
+from graddrop.xglue.heads.model import train_tokenizer
+from graddrop.xglue.training.hidden_words import hidden_words_model
+from graddrop.xglue.training.pretrain_config import RESULT_FILE, PretrainConfig
+from graddrop.xglue.training.raw_text import read_texts, smoothed
+from graddrop.xglue.training.run_folder import check_writable, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainingArguments, XLMRobertaForMaskedLM
-
-HEAD_SIZE = 32
-"""Width of one attention head."""
-
-RESULT_FILE = "pretrain.json"
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """What to pretrain, and how.
-
-    Args:
-        text: Folder with one `<language>.txt` per language: UTF-8, one sentence per line.
-        output: Model folder to make, for `from_pretrained`.
-        vocab_size: Most sub-words of the tokenizer.
-        hidden_size: Width of the layers, a multiple of 32.
-        layers: Number of layers.
-        max_length: Sub-words per line; the rest of a longer line is not used.
-        epochs: Passes over the lines, those repeated by `smoothing` counted as often as they are.
-        batch_size: Lines per optimizer step.
-        lr: Peak learning rate; linear warm-up over a tenth of the steps, linear decay to zero.
-        mask_prob: Share of the sub-words that are hidden, in (0, 1).
-        smoothing: Exponent a in (0, 1]: a language with n lines is read as if it had n^a (up to
-            a common factor), as in XLM-R, whose a is 0.3.
-        seed: Of the weights, the order and the masks.
-
-    Raises:
-        ValueError: If a value is out of its range.
-    """
-
-    text: str
-    output: str
-    vocab_size: int = 2500
-    hidden_size: int = 64
-    layers: int = 2
-    max_length: int = 64
-    epochs: float = 3.0
-    batch_size: int = 48
-    lr: float = 3e-3
-    mask_prob: float = 0.3
-    smoothing: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if self.hidden_size % HEAD_SIZE:
-            raise ValueError(
-                f"hidden_size must be a multiple of {HEAD_SIZE}, got {self.hidden_size}"
-            )
-        if not 4 <= self.max_length <= 512:
-            raise ValueError(f"max_length must be in [4, 512], got {self.max_length}")
-        if not 0 < self.mask_prob < 1:
-            raise ValueError(f"mask_prob must be in (0, 1), got {self.mask_prob}")
-        if not 0 < self.smoothing <= 1:
-            raise ValueError(f"smoothing must be in (0, 1], got {self.smoothing}")
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -103,11 +46,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     output = Path(config.output)
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder or remove it")
+    check_writable(output)
     texts = read_texts(Path(config.text))
     lines = [line for some in smoothed(texts, config.smoothing).values() for line in some]
     transformers.set_seed(config.seed)
     tokenizer = train_tokenizer(lines, config.vocab_size)
-    model = _hidden_words_model(config, len(tokenizer))
+    model = hidden_words_model(config, len(tokenizer))
     draft = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
@@ -143,52 +87,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return result
-
-
-def read_texts(folder: Path) -> dict[str, list[str]]:
-    """Read raw text.
-
-    Args:
-        folder: Folder with one `<language>.txt` per language.
-
-    Returns:
-        The lines that are not blank, by language in alphabetical order.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If one has no lines or is not UTF-8.
-    """
-    texts = {}
-    for file in sorted(folder.glob("*.txt")):
-        try:
-            content = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: expected UTF-8 ({error})") from error
-        texts[file.stem] = [line for line in content.split("\n") if line.strip()]
-        if not texts[file.stem]:
-            raise ValueError(f"{file}: expected a sentence per line, found none; remove the file")
-    if not texts:
-        raise FileNotFoundError(f"{folder}: expected files named <language>.txt, found none")
-    return texts
-
-
-def smoothed(texts: Mapping[str, list[str]], exponent: float) -> dict[str, list[str]]:
-    """Repeat the lines of small languages, so that they are not drowned (XLM-R, section 3.1).
-
-    Args:
-        texts: Lines by language.
-        exponent: a in (0, 1]; 1 leaves the sizes alone, towards 0 they become equal.
-
-    Returns:
-        n^a N^(1-a) lines of a language that has n, where N is that of the largest.
-    """
-    largest = max(map(len, texts.values()))
-    return {
-        language: list(
-            islice(cycle(lines), round(len(lines) ** exponent * largest ** (1 - exponent)))
-        )
-        for language, lines in texts.items()
-    }
 
 
 def in_batches(
@@ -237,38 +135,6 @@ def _features(
     return [
         dict(zip(names, row, strict=True)) for row in zip(*map(encoded.get, names), strict=True)
     ]
-
-
-def _hidden_words_model(config: PretrainConfig, vocab_size: int) -> "XLMRobertaForMaskedLM":
-    """Return XLM-R whose vocabulary is scored only where a word is hidden.
-
-    Elsewhere there is no loss; in a narrow model those scores are half of all arithmetic.
-    """
-    from torch.nn.functional import cross_entropy
-    from transformers import XLMRobertaForMaskedLM
-    from transformers.modeling_outputs import MaskedLMOutput
-
-    class HiddenWordsModel(XLMRobertaForMaskedLM):
-        def forward(self, input_ids: Any, attention_mask: Any, labels: Any) -> MaskedLMOutput:
-            hidden = labels != -100
-            states = self.roberta(input_ids, attention_mask).last_hidden_state
-            total = cross_entropy(self.lm_head(states[hidden]), labels[hidden], reduction="sum")
-            # A batch of short lines may by chance hide nothing.
-            return MaskedLMOutput(loss=total / hidden.sum().clamp(min=1))
-
-    architecture = tiny_config(vocab_size)
-    architecture.update(
-        {
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.hidden_size // HEAD_SIZE,
-            "intermediate_size": 4 * config.hidden_size,
-            # A model that sees each line a few times has nothing to memorise.
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        }
-    )
-    return HiddenWordsModel(architecture)
 
 
 def _optimizer(config: PretrainConfig) -> tuple[type, dict[str, Any]]:

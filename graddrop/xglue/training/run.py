@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from graddrop.xglue.methods import (
 from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
+from graddrop.xglue.training.banner import banner
 from graddrop.xglue.training.origin import commit, versions
 from graddrop.xglue.training.run_data import RunData
 from graddrop.xglue.training.run_folder import (
@@ -114,6 +116,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     with folder.at_work() if processes.is_main_process else nullcontext():
         if processes.is_main_process:
             folder.claim(config.to_json(), checkpoint, head_of(model))
+            print(banner(config, steps, processes.device.type), file=sys.stderr, flush=True)
         processes.wait_for_everyone()
         trainer = _trainer(config, data, features, tokenizer, model, arguments, steps, checkpoint)
         if is_trained:

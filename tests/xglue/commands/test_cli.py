@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -10,20 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from graddrop.cli import COMMANDS, main
+import graddrop
+from graddrop.cli import COMMANDS, INTERRUPTED, NOBODY_READS, Command, main
+from graddrop.mask import GRANULARITIES
+from graddrop.reference import SITES
 from graddrop.xglue.commands import finetune
+from graddrop.xglue.commands.arguments import ARGUMENTS
 from graddrop.xglue.config import FinetuneConfig
+from graddrop.xglue.tasks import TASKS
+from graddrop.xglue.training.pretrain_config import PretrainConfig
 
 
 def test_help_is_quick() -> None:
-    """The list of commands loads no torch, a command's help no transformers or datasets."""
+    """No command's help loads what takes seconds."""
     script = (
         "import sys; from graddrop.cli import COMMANDS, main\n"
-        "for name in ['', *(name for name, _ in COMMANDS)]:\n"
+        "for name in ['', *(command.name for command in COMMANDS)]:\n"
         "    try: main([name, '--help'] if name else ['--help'])\n"
         "    except SystemExit as stop: assert stop.code == 0, name\n"
-        "    assert name or 'torch' not in sys.modules\n"
-        "    heavy = {'transformers', 'datasets', 'tokenizers'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules)\n"
         "    assert not heavy, (name, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -36,36 +42,116 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n    {name} " in shown for name, _ in COMMANDS)
+    assert all(f"\n    {command.name} " in shown for command in COMMANDS)
 
 
-@pytest.mark.parametrize(("name", "summary"), COMMANDS)
-def test_every_row_names_a_command(name: str, summary: str) -> None:
-    """A row's module offers the two functions that the command line calls."""
-    implementation = import_module(f"graddrop.xglue.commands.{name}")
-    assert callable(implementation.add_arguments) and callable(implementation.run)
-    assert summary
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_row_names_a_command(command: Command) -> None:
+    """Its module offers the function that the command line calls; its arguments are declared."""
+    assert callable(import_module(f"graddrop.xglue.commands.{command.name}").run)
+    assert command.summary
+    assert list(ARGUMENTS) == [command.name for command in COMMANDS]
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """The package's own."""
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"graddrop {graddrop.__version__}\n"
+
+
+def help_of(name: str) -> str:
+    """A command's help, in one line."""
+    parser = argparse.ArgumentParser(prog=name)
+    ARGUMENTS[name](parser)
+    return " ".join(parser.format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("finetune", FinetuneConfig), ("pretrain", PretrainConfig)]
+)
+def test_help_shows_every_default(name: str, config: type) -> None:
+    """The configuration's own, or in words where another table has it."""
+    parser = argparse.ArgumentParser()
+    ARGUMENTS[name](parser)
+    helps = {action.dest: action.help or "" for action in parser._actions}
+    for field in dataclasses.fields(config):
+        if field.default is dataclasses.MISSING or field.name == "verify":
+            continue
+        said = helps[field.name].rpartition("(default: ")[2]
+        assert said.endswith(")"), field.name
+        if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
+            assert said == f"{field.default})"
+
+
+def test_help_names_every_value() -> None:
+    """Those of the knobs, too, whose home would have to be imported."""
+    shown = help_of("finetune")
+    for names in (GRANULARITIES, SITES):
+        assert f"{', '.join(names[:-1])} or {names[-1]}" in shown
+    assert all(name in shown for name in TASKS)
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """The message lists those there are."""
+    """The message lists those there are, and asks whether a close one was meant."""
     with pytest.raises(SystemExit) as stop:
         main(["fine-tune"])
     assert stop.value.code == 2
-    assert "invalid choice: 'fine-tune'" in capsys.readouterr().err
+    message = "unknown command 'fine-tune'; expected one of demo, pretrain, finetune, report, sweep"
+    shown = capsys.readouterr().err
+    assert message in shown and shown.endswith("score; did you mean 'finetune'?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--drop-porb", "0.3"], "unrecognized arguments: --drop-porb 0.3; did you mean '--drop-"),
+        (["--zzz"], "unrecognized arguments: --zzz\n"),
+        (["--task", "poss"], "wpr, qam; did you mean 'pos'?"),
+        (["--method", "layer_graddrop"], "batch-matched; did you mean 'layer-graddrop'?"),
+        (["--select", "en_dev"], "last; did you mean 'en-dev'?"),
+        (["--exempt", "heads"], "unknown exempt 'heads'; expected one of head, embeddings, "),
+        (["--config", "CONFIG"], "unknown setting 'drop_porb'; known: task, data, output"),
+        (["--config", "CONFIG"], "verify; did you mean 'drop_prob'?"),
+    ],
+)
+def test_what_was_meant_is_asked(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For options, tasks, methods and all other names, wherever they are given."""
+    (tmp_path / "run.toml").write_text("drop-porb = 0.3")
+    arguments = [str(tmp_path / "run.toml") if text == "CONFIG" else text for text in arguments]
+    try:
+        status = main(["finetune", "--task", "pos", "--data", "D", "--output", "O", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_underscores_are_dashes_in_options(tmp_path: Path) -> None:
+    """And nowhere else."""
+    seen: list[argparse.Namespace] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "run", lambda args: seen.append(args) or 0)
+        assert main(["finetune", "--drop_prob=0.25", "--limit_eval", "3", "--model", "a_b"]) == 0
+        assert main(["finetune", "--model=--a_b"]) == 0
+    assert (seen[0].drop_prob, seen[0].limit_eval, seen[0].model) == ([0.25], 3, "a_b")
+    assert seen[1].model == "--a_b"
 
 
 def parsed(*arguments: str) -> FinetuneConfig:
     """The configuration that `graddrop finetune` makes of its arguments."""
     parser = argparse.ArgumentParser()
-    finetune.add_arguments(parser)
+    ARGUMENTS["finetune"](parser)
     return finetune.config_from(parser.parse_args(arguments))
 
 
 def test_every_setting_has_a_flag() -> None:
     """The flags are the fields, with the same defaults."""
     parser = argparse.ArgumentParser()
-    finetune.add_arguments(parser)
+    ARGUMENTS["finetune"](parser)
     names = {field.name for field in dataclasses.fields(FinetuneConfig)}
     flags = {action.dest for action in parser._actions} - {"help", "config", "resume"}
     assert flags == names
@@ -144,7 +230,66 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
         assert shown.endswith('is not installed; pip install "graddrop[xglue]"\n'), shown
     monkeypatch.setitem(sys.modules, "graddrop.xglue.commands.score", None)
     with pytest.raises(ModuleNotFoundError):
-        main(["score"])
+        main(["score", "--task", "pos", "--predictions", "P", "--data", "D"])
+
+
+CALLS = {
+    "demo": ["demo", "--output", "O"],
+    "pretrain": ["pretrain", "--text", "T", "--output", "O"],
+    "finetune": ["finetune"],
+    "report": ["report", "R"],
+    "sweep": ["sweep", "P"],
+    "score": ["score", "--task", "pos", "--predictions", "P", "--data", "D"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_who_interrupts_is_told_how_to_go_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, no traceback."""
+
+    def interrupted(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    module = import_module(f"graddrop.xglue.commands.{command.name}")
+    monkeypatch.setattr(module, "run", interrupted)
+    assert main(CALLS[command.name]) == INTERRUPTED == 130
+    again = {
+        "finetune": "the same command with --resume goes on",
+        "sweep": "the same command goes on",
+        "demo": "the same command goes on",
+    }.get(command.name, "nothing is left behind")
+    assert capsys.readouterr().err == f"graddrop {command.name}: interrupted; {again}\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_who_does_not_read_the_output_is_no_error(
+    lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `graddrop finetune | true`, whether it shows while it is printed or at the end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(finetune, "run", lambda args: print("score\n" * lines) or 0)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["finetune"]) == NOBODY_READS == 141
+    shown = capsys.readouterr().err
+    assert shown == (
+        "graddrop finetune: nobody reads the output; the same command with --resume goes on\n"
+    )
+
+
+def test_errors_do_not_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control characters out of a file's name or its content are shown, not sent."""
+    folder = tmp_path / "a\x1b[2Jb\u202ec"
+    folder.mkdir()
+    assert main(["finetune", "--task", "pos", "--data", str(folder), "--output", "O"]) == 2
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert r"a\x1b[2Jb\u202ec: holds none of the tasks' folders" in shown
 
 
 def test_a_commands_help_begins_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Laws of interruptions: whenever a run is killed, nothing of it shows in what it comes to."""
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import torch
 from helpers.finetune_runs import assert_same_run, config, write_data
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from graddrop.cli import main
+from graddrop.cli import INTERRUPTED, main
 from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
 from graddrop.xglue.training.callbacks import Checkpoints
@@ -199,6 +200,41 @@ def test_resume_after_sigkill_equals_the_uninterrupted_run(
     assert main([*arguments, "--output", str(tmp_path / "whole")]) == 0
     assert main([*arguments, "--output", str(folder), "--resume"]) == 0
     assert_same_run(tmp_path / "whole", folder)
+
+
+def test_resume_after_ctrl_c_equals_the_uninterrupted_run(
+    data: Path,
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is said in a line what goes on, without a traceback, and it does."""
+
+    def seal_and_interrupt(checkpoint: Path, note: dict[str, Any]) -> None:
+        seal(checkpoint, note)
+        if checkpoint.name == "checkpoint-6":
+            signal.raise_signal(signal.SIGINT)
+
+    seal = trainer_module.seal
+    values = config(data, tmp_path / "run")
+    (tmp_path / "run.toml").write_text(
+        "".join(
+            f"{name} = {json.dumps(getattr(values, name))}\n"
+            for name in ("task", "data", "output", "epochs", "batch_size", "lr")
+        )
+        + f"save_steps = 2\nlog_steps = 4\nmax_length = {values.max_length}\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "seal", seal_and_interrupt)
+        assert main(["finetune", "--config", str(tmp_path / "run.toml")]) == INTERRUPTED
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.endswith(
+        "\ngraddrop finetune: interrupted; the same command with --resume goes on\n"
+    )
+    assert main(["finetune", "--config", str(tmp_path / "run.toml"), "--resume"]) == 0
+    assert_same_run(finished.folder, tmp_path / "run")
 
 
 @pytest.fixture

@@ -23,13 +23,10 @@ from transformers import (
 from graddrop.cli import main
 from graddrop.xglue.mini import RESOURCES, MiniSize, write_mini_xglue
 from graddrop.xglue.training import pretrain as pretrain_module
-from graddrop.xglue.training.pretrain import (
-    PretrainConfig,
-    in_batches,
-    pretrain,
-    read_texts,
-    smoothed,
-)
+from graddrop.xglue.training.hidden_words import hidden_words_model
+from graddrop.xglue.training.pretrain import in_batches, pretrain
+from graddrop.xglue.training.pretrain_config import PretrainConfig
+from graddrop.xglue.training.raw_text import read_texts, smoothed
 
 LINES = 400
 
@@ -129,7 +126,7 @@ def test_pretraining_teaches(folder: Path, text: Path) -> None:
 def test_the_loss_is_that_of_the_whole_model() -> None:
     """Scoring hidden words alone gives the loss and gradients of scoring every word."""
     settings = PretrainConfig(text="", output="", hidden_size=32, layers=1)
-    model = pretrain_module._hidden_words_model(settings, 101)
+    model = hidden_words_model(settings, 101)
     whole = XLMRobertaForMaskedLM(model.config)
     whole.load_state_dict(model.state_dict())
     torch.manual_seed(0)
