@@ -29,6 +29,9 @@ def work(job: str) -> tuple[int, str | None, str]:
         deadline = time.monotonic() + 60
         while len(list(place.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
+    if what == "linger" and not Path(rest).exists():  # the first time it is called
+        Path(rest).touch()
+        time.sleep(120)
     if what == "wait":
         Path(rest).write_text(str(os.getpid()))
         time.sleep(60)

@@ -1,1 +1,1 @@
-"""The command line, one file a command: `add_arguments(parser)` and `run(args) -> int`."""
+"""The command line, one file a command, `run(args) -> int`; their arguments are in one file."""

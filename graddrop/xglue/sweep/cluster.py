@@ -7,6 +7,9 @@ from typing import Any
 
 from graddrop.xglue.sweep.workers import TICK, Outcome
 
+MOST_NODES = 3
+"""Nodes that may die under a job before it counts as failed: it may be what they die of."""
+
 
 def connect() -> int:
     """Join the cluster that Ray finds (`RAY_ADDRESS`, or one on this machine), or start one.
@@ -37,7 +40,8 @@ def run_jobs_on_ray(
     """Call a function with each job, side by side, wherever the cluster has room.
 
     Each call takes a GPU if the cluster has any, else one core. The nodes need this package, and
-    the current folder under the same path, as on a shared file system.
+    the current folder under the same path, as on a shared file system. A node that dies is no
+    fault of its jobs, which are called again on others.
 
     Args:
         function: What to call, of a module that the nodes can import.
@@ -52,21 +56,38 @@ def run_jobs_on_ray(
     # A job that killed its process is not tried again: it may take its neighbours with it.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
     folder = os.getcwd()
-    calls = {remote.remote(function, job, folder): job for job in jobs}
+    calls = {remote.remote(function, job, folder): (job, 1) for job in jobs}
     try:
         while calls:
             done, _ = ray.wait(list(calls), timeout=TICK)
             if not done:
                 yield None
             for call in done:
-                job = calls.pop(call)
+                job, nodes = calls.pop(call)
                 try:
                     yield Outcome(job, *ray.get(call))
-                except ray.exceptions.RayError as error:  # its process or node has died
+                except _lost_nodes() as error:
+                    if nodes < MOST_NODES:
+                        calls[remote.remote(function, job, folder)] = (job, nodes + 1)
+                    else:
+                        yield Outcome(job, None, f"{nodes} nodes died, the last one so: {error}")
+                except ray.exceptions.RayError as error:  # its process has died
                     yield Outcome(job, None, str(error))
     finally:
         for call in calls:
             ray.cancel(call, force=True)
+
+
+def _lost_nodes() -> tuple[type[Exception], ...]:
+    """Return what Ray raises where a node was lost, with whatever ran there or was kept there."""
+    from ray import exceptions
+
+    return (
+        exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OwnerDiedError,
+    )
 
 
 def _call(function: Callable[[Any], Any], job: Any, folder: str) -> tuple[Any, str | None]:

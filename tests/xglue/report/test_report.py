@@ -223,9 +223,13 @@ def test_a_report_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
 def test_text_of_runs_is_no_markup(tmp_path: Path) -> None:
     """A model's name that looks like a tag or a table is shown as it is spelt."""
     evil = '<script>alert("x")</script>|*y*'
-    folder = put(tmp_path, make_result("qam", "standard", 0, {"en": 0.5}, model=evil, data=evil))
+    data = evil + "\x1b[2J\u202e"  # what a terminal or a browser would obey is shown, too
+    folder = put(tmp_path, make_result("qam", "standard", 0, {"en": 0.5}, model=evil, data=data))
     write_report(folder)
     assert Page((folder / "report.html").read_text()).text.count(evil) >= 2
+    assert evil + r"\x1b[2J\u202e" in Page((folder / "report.html").read_text()).text
+    for name in ("report.html", "report.md"):
+        assert not re.search("[\x1b\u202e]", (folder / name).read_text())
     assert r'\<script\>alert("x")\</script\>\|\*y\*' in (folder / "report.md").read_text()
 
 

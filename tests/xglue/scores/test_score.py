@@ -53,6 +53,17 @@ def test_what_is_written_is_read(name: str, root: Path, tmp_path: Path) -> None:
         assert METRICS[metric](examples, gold(task, examples), "de") == 1, metric
 
 
+def test_blank_lines_of_the_input_are_blank_in_the_predictions(tmp_path: Path) -> None:
+    """Several at once, -DOCSTART- lines, after a byte order mark: line by line."""
+    gold = tmp_path / "gold"
+    gold.write_text("\ufeff-DOCSTART- O\n\nA O\nb O\n\n\nc O\n", encoding="utf-8")
+    task = get_task("ner")
+    words = {"words": [["A", "b"], ["c"]]}
+    write_predictions(task, tmp_path / "p", words, [["O", "B-PER"], ["O"]], gold)
+    assert (tmp_path / "p").read_text() == "\n\nO\nB-PER\n\n\nO\n"
+    assert read_predictions(task, tmp_path / "p", words) == [["O", "B-PER"], ["O"]]
+
+
 def test_ranking_scores_survive_the_file(tmp_path: Path) -> None:
     """Floats are written so that the same ones are read."""
     task, path = get_task("wpr"), tmp_path / "p"

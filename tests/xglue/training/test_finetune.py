@@ -211,6 +211,44 @@ def test_what_cannot_be_ranked_is_said_before_the_first_step(
         finetune(dataclasses.replace(run, limit_eval=None))
 
 
+def test_the_model_is_whole_or_absent(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full while it is written leaves no `model/`, and no result."""
+
+    def save_a_part(self: Any, output_dir: str, *_: Any, **__: Any) -> None:
+        save(self, output_dir)
+        if "checkpoint" not in output_dir:
+            raise OSError(28, "No space left on device")
+
+    save = trainer_module.ZeroShotTrainer.save_model
+    monkeypatch.setattr(trainer_module.ZeroShotTrainer, "save_model", save_a_part)
+    run = config(data, tmp_path / "run", max_steps=2)
+    with pytest.raises(OSError, match="No space left"):
+        finetune(run)
+    there = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not there & {"model", "result.json"} and "checkpoint-2" in there
+    monkeypatch.undo()
+    finetune(run, resume=True)
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+def test_a_run_says_what_it_is_about_to_do(
+    data: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model, method, rate, steps, place; and that random weights mean nothing."""
+    finetune(config(data, tmp_path / "run", max_steps=1, drop_prob=0.25))
+    shown = capsys.readouterr().err
+    assert (
+        f"pos: model tiny, method graddrop, p 0.25, lr 0.001, 1 steps on cpu, "
+        f"output {tmp_path / 'run'}\nThe model is tiny, its weights are random: its scores mean"
+    ) in shown
+    pretrained = config(data, tmp_path / "other", max_steps=1, model=str(finished / "model"))
+    finetune(pretrained)
+    shown = capsys.readouterr().err
+    assert f"pos: model {finished / 'model'}, method" in shown and "random" not in shown
+
+
 def test_a_finished_run_is_not_repeated(
     data: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
