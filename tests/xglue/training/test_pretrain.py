@@ -226,7 +226,7 @@ def test_bad_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"de\.txt: expected a sentence per line"):
         pretrain(config(folder, tmp_path / "model"))
     (folder / "de.txt").write_bytes(b"gr\xfc\xdfe\n")
-    with pytest.raises(ValueError, match=r"de\.txt: expected UTF-8"):
+    with pytest.raises(ValueError, match=r"de\.txt:1: expected UTF-8"):
         pretrain(config(folder, tmp_path / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
