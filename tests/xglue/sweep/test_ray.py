@@ -1,6 +1,9 @@
 """Laws of a sweep on Ray: the same runs, the same results."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,3 +84,43 @@ def test_a_sweep_on_ray_ends_as_one_here(
     assert scores[0] == scores[1]
     assert main(["sweep", str(plan), "--engine", "ray", "--workers", "1", "--output", "x"]) == 2
     assert "leave them out" in capsys.readouterr().err
+
+
+LOST_NODE = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from helpers import jobs
+from graddrop.xglue.sweep.cluster import run_jobs_on_ray
+here = Path(sys.argv[1])
+cluster = Cluster(
+    initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+)
+first = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+running = run_jobs_on_ray(jobs.work, [f"linger {here}"])
+while not here.exists():
+    assert next(running) is None
+cluster.add_node(num_cpus=1)
+cluster.remove_node(first, allow_graceful=False)
+[outcome] = [outcome for outcome in running if outcome is not None]
+print(outcome.error, outcome.value[2])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_job_whose_node_died_ends_on_another(tmp_path: Path) -> None:
+    """The machine under it is lost while it works; it is called again, and comes to its end."""
+    here = tmp_path / "here"
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_NODE, str(here)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"None linger {here}" in done.stdout
