@@ -193,7 +193,7 @@ class FinetuneConfig:
             raise ValueError(f"method {self.method} drops nothing; leave out drop_prob")
         if isinstance(self.drop_prob, tuple) and not values:
             raise ValueError("drop_prob: expected a number, or one for each epoch, got none")
-        if len(values) > 1 and method.preset is None:
+        if len(values) > 1 and method.masks is None:
             raise ValueError(f"method {self.method} takes one drop_prob for the whole training")
         if self.drop_schedule != "epochs" and len(values) != 2:
             raise ValueError(
@@ -253,7 +253,10 @@ class FinetuneConfig:
         drop_prob = (self.drop_probs or (method.drop_prob,))[0]
         names = ("granularity", "period", "site", "rescale")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return {**method.knobs(drop_prob), "seed": self.seed, **chosen}
+        masks = (
+            {"drop_prob": 0.0} if method.masks is None else {"drop_prob": drop_prob, **method.masks}
+        )
+        return {**masks, "seed": self.seed, **chosen}
 
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for, as JSON has it.

@@ -17,8 +17,8 @@ class Method:
 
     Args:
         summary: What it does, in a few words.
-        preset: Key of `graddrop.methods.PRESETS`, whose knobs the optimizer gets; None masks
-            nothing.
+        masks: Knobs of the optimizer that make its masks (see `graddrop.methods.PRESETS`); None
+            masks nothing.
         drop_prob: Drop probability unless the user names another; of controls, that of the masks
             whose control they are.
         shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
@@ -29,17 +29,11 @@ class Method:
     """
 
     summary: str
-    preset: str | None = None
+    masks: Mapping[str, Any] | None = None
     drop_prob: float = 0.0
     shrinks_step: bool = False
     shrinks_batch: bool = False
     trains: str = "all"
-
-    def knobs(self, drop_prob: float) -> dict[str, Any]:
-        """Return the optimizer's keyword arguments that make this method."""
-        if self.preset is None:
-            return {"drop_prob": 0.0}
-        return {"drop_prob": drop_prob, **PRESETS[self.preset].knobs}
 
 
 METHODS: Mapping[str, Method] = {
@@ -48,12 +42,18 @@ METHODS: Mapping[str, Method] = {
     "gradual-unfreezing": Method(
         "layers are released one after another, top down, embeddings last", trains="gradually"
     ),
-    "graddrop": Method("gradient entries are dropped at random, anew each step", "graddrop", 0.5),
+    "graddrop": Method(
+        "gradient entries are dropped at random, anew each step", PRESETS["graddrop"].knobs, 0.5
+    ),
     "graddrop-epoch": Method(
-        "gradient entries are dropped at random, anew each epoch", "graddrop-epoch", 0.5
+        "gradient entries are dropped at random, anew each epoch",
+        PRESETS["graddrop-epoch"].knobs,
+        0.5,
     ),
     "layer-graddrop": Method(
-        "gradients of whole layers are dropped at random, anew each step", "layer-graddrop", 0.5
+        "gradients of whole layers are dropped at random, anew each step",
+        PRESETS["layer-graddrop"].knobs,
+        0.5,
     ),
     "lr-matched": Method(
         "control of masks: standard, with the learning rate that gives masks' mean step",

@@ -16,15 +16,10 @@ from typing import Any
 
 from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.report import write_report
-from graddrop.xglue.report.document import Block, find_table
+from graddrop.xglue.report.document import Block, Paragraph, find_table
 from graddrop.xglue.report.languages import table_name
 from graddrop.xglue.report.markdown import render_table
-from graddrop.xglue.report.write import (
-    MARKDOWN_FILE,
-    PICTURES_FOLDER,
-    WEBPAGE_FILE,
-    curves_name,
-)
+from graddrop.xglue.report.write import WEBPAGE_FILE
 from graddrop.xglue.sweep.plan import SweepPlan
 from graddrop.xglue.sweep.runner import SweepError, sweep
 from graddrop.xglue.tasks import get_task
@@ -48,8 +43,8 @@ class DemoPlan:
     """
 
     tasks: tuple[str, ...] = ("pos", "xnli")
-    methods: tuple[str, ...] = ("standard", "graddrop", "layer-graddrop", "gradual-unfreezing")
-    seeds: tuple[int, ...] = (0, 1)
+    methods: tuple[str, ...] = ("standard", "graddrop", "lr-matched")
+    seeds: tuple[int, ...] = (0, 1, 2)
     size: MiniSize = MiniSize(train=480, dev=60, test=200, text_lines=6000)
     pretraining: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"epochs": 2.0})
     finetuning: Mapping[str, Any] = dataclasses.field(
@@ -131,7 +126,6 @@ def run(args: argparse.Namespace) -> int:
         # The last metric is the plain one, which has a chance level.
         table = find_table(report, table_name(task, "test", get_task(task).metrics[-1]))
         print(f"\n{table.caption}\n\n{render_table(table)}")
-    print(f"\n{output / MARKDOWN_FILE}\n{output / WEBPAGE_FILE}")
-    for task in plan.tasks:
-        print(output / PICTURES_FOLDER / f"{curves_name(task)}.png")
+    verdict = next(block for block in report if isinstance(block, Paragraph))
+    print(f"\n{verdict.text}\n\nOpen {output / WEBPAGE_FILE}")
     return 0

@@ -52,7 +52,8 @@ def open_source(data: str, *, verify: bool = False) -> Source:
 
     Args:
         data: A folder in the layout of the archive; the archive as a `.tar.gz` file, unpacked once
-            into the cache of `datasets`; `hub` or `hub@REVISION`; or `hub-archive`.
+            into the cache of `datasets`; `hub` or `hub@REVISION`; or `hub-archive`. What lies there
+            goes before these names.
         verify: Compare the archive's SHA-256 with the official one. Folders and the mirror have
             none to compare with.
 
@@ -61,6 +62,8 @@ def open_source(data: str, *, verify: bool = False) -> Source:
         OSError: If it cannot be read, downloaded or unpacked.
     """
     name, _, revision = data.partition("@")
+    if Path(data).exists():
+        name = ""
     if name == HUB:
         return HubSource(revision or "main")
     if name == HUB_ARCHIVE:

@@ -23,14 +23,16 @@ from graddrop.xglue.mini.lexicon import RESOURCES, Lexicon, build_lexicons, run_
 from graddrop.xglue.mini.writers import ner_labels, task_files
 from graddrop.xglue.tasks import TASKS, TRAIN_LANGUAGE
 
-__all__ = ["RESOURCES", "MiniSize", "write_mini_xglue"]
+__all__ = ["RESOURCES", "MiniSize", "is_mini_xglue", "write_mini_xglue"]
 
 CODE_SWITCHING = 0.3
 """Share of the words of raw text that speakers borrow from the training language as they stand;
 with the cognates, this is what ties the languages together in pretraining."""
 
+_TITLE = "# Mini-XGLUE"
+
 _README = """\
-# Mini-XGLUE
+{title}
 
 Nothing here is natural language. Every language is invented, as are all sentences and labels;
 the codes (en, de, ...) are borrowed from XGLUE only so that programs find the files they expect.
@@ -57,6 +59,15 @@ class MiniSize:
     dev: int = 100
     test: int = 200
     text_lines: int = 6000
+
+
+def is_mini_xglue(folder: Path) -> bool:
+    """Return whether a folder holds a benchmark in invented languages, which was made here."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    with readme.open("rb") as file:
+        return file.read(len(_TITLE)) == _TITLE.encode()
 
 
 def write_mini_xglue(root: Path, size: MiniSize = MiniSize(), seed: int = 0) -> None:
@@ -91,7 +102,7 @@ def write_mini_xglue(root: Path, size: MiniSize = MiniSize(), seed: int = 0) -> 
 def _files(size: MiniSize, seed: int) -> dict[str, str]:
     lexicons = build_lexicons(seed)
     resources = ", ".join(f"{code} {share:g}" for code, share in RESOURCES.items())
-    readme = _README.format(resources=resources, seed=seed, size=size)
+    readme = _README.format(title=_TITLE, resources=resources, seed=seed, size=size)
     files = {"README.md": readme} | ner_labels(TASKS["ner"])
     splits = {"train": size.train, "dev": size.dev, "test": size.test}
     for name, task in TASKS.items():

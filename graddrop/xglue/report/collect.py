@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from graddrop.methods import PRESETS
 from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS
+from graddrop.xglue.mini import is_mini_xglue
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
 from graddrop.xglue.training.run_folder import (
     CONFIG_FILE,
@@ -69,7 +69,7 @@ class Arm:
     @property
     def masks(self) -> bool:
         """Whether gradients are masked."""
-        return METHODS[self.method].preset is not None
+        return METHODS[self.method].masks is not None
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,18 @@ class Experiment:
         runs: The finished ones, by task, arm and seed.
         failed: Last line of the error of each failed run, by name.
         unfinished: Names of the runs that were begun.
+        invented: Whether the data are in invented languages, as those of `graddrop demo`.
     """
 
     runs: tuple[Run, ...]
     failed: Mapping[str, str]
     unfinished: tuple[str, ...]
+    invented: bool = False
+
+    @property
+    def among(self) -> str:
+        """What the captions of tables of scores add where they must not be taken for real."""
+        return " (invented languages)" if self.invented else ""
 
     @property
     def model(self) -> str:
@@ -162,10 +169,9 @@ class Experiment:
     def masking(self, arm: Arm) -> dict[str, Any]:
         """Return where and when an arm masks; of a control, what the masks do that it matches."""
         config = next(run.result["config"] for run in self.runs if run.arm == arm)
-        preset = METHODS[arm.method].preset
         found: dict[str, Any] = {"granularity": "element", "period": "step", "site": "grad"}
         found |= {"rescale": False}
-        found |= PRESETS[preset].knobs if preset else {}
+        found |= METHODS[arm.method].masks or {}
         found |= {name: config[name] for name in found if config.get(name) is not None}
         # AdamW does not see its gradients' scale.
         found["rescale"] = found["rescale"] and found["site"] == "update"
@@ -232,7 +238,7 @@ def collect(source: Path, where: Mapping[str, Any] | None = None) -> Experiment:
     runs.sort(key=lambda run: (list(TASKS).index(run.task), _arm_order(run.arm), run.lr, run.seed))
     _refuse_repetition(runs)
     _refuse_other_languages(runs)
-    return Experiment(tuple(runs), failed, unfinished)
+    return Experiment(tuple(runs), failed, unfinished, is_mini_xglue(Path(runs[0].result["data"])))
 
 
 def _not_finished(
@@ -334,7 +340,7 @@ def knobs_of(config: Mapping[str, Any]) -> dict[str, str]:
     Without masks those of masking decide nothing: such runs are the same.
     """
     method = METHODS[config["method"]]
-    masks = method.preset is not None or method.shrinks_step
+    masks = method.masks is not None or method.shrinks_step
     relevant = KNOBS[:-1] if masks else KNOBS[-1:] if method.trains == "gradually" else ()
     unset: tuple[Any, ...] = (None, [], "epochs")
     return {name: _text(config[name]) for name in relevant if config.get(name) not in unset}

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from graddrop.xglue.report.analysis_plan import AnalysisPlan
 from graddrop.xglue.report.collect import Arm, Experiment
-from graddrop.xglue.report.plan import ReportPlan
 from graddrop.xglue.report.rates import Rates, is_relative, matches
 from graddrop.xglue.report.statistics import (
     CONFIDENCE,
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def scores_by_seed(
-    experiment: Experiment, task: str | None, arm: Arm, plan: ReportPlan | None = None
+    experiment: Experiment, task: str | None, arm: Arm, plan: AnalysisPlan | None = None
 ) -> dict[int, float]:
     """Return the official test scores of an arm.
 
@@ -137,7 +137,7 @@ def at_one_rate(
     )
 
 
-def compare(experiment: Experiment, rates: Rates, plan: ReportPlan) -> list[Comparison]:
+def compare(experiment: Experiment, rates: Rates, plan: AnalysisPlan) -> list[Comparison]:
     """Compare every arm with its controls in every task and over all tasks.
 
     Args:
@@ -169,7 +169,7 @@ def compare(experiment: Experiment, rates: Rates, plan: ReportPlan) -> list[Comp
 
 
 def _comparison(
-    plan: ReportPlan, task: str | None, arm: Arm, other: Arm, differences: dict[int, float]
+    plan: AnalysisPlan, task: str | None, arm: Arm, other: Arm, differences: dict[int, float]
 ) -> Comparison:
     values = list(differences.values())
     family: str | None = SECONDARY

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from graddrop.xglue.report import format
+from graddrop.xglue.report.analysis_plan import AnalysisPlan
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import (
     ALL_TASKS,
@@ -14,7 +15,6 @@ from graddrop.xglue.report.comparison import (
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
 from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.forest import draw_differences
-from graddrop.xglue.report.plan import ReportPlan
 from graddrop.xglue.report.statistics import CONFIDENCE, MIN_PAIRS, POWER, SIGN_FLIPS, pairs_needed
 
 DIFFERENCES_TABLE = "differences"
@@ -26,7 +26,7 @@ def task_name(experiment: Experiment, task: str | None) -> str:
     return task or f"mean of {len(experiment.tasks)} tasks"
 
 
-def verdict(comparisons: Sequence[Comparison], plan: ReportPlan) -> str:
+def verdict(comparisons: Sequence[Comparison], plan: AnalysisPlan) -> str:
     """Return one sentence on what the runs decide, or how many seeds it would take.
 
     Args:
@@ -50,7 +50,7 @@ def verdict(comparisons: Sequence[Comparison], plan: ReportPlan) -> str:
     return f"Verdict: {'; '.join(parts)}."
 
 
-def _sentence(comparison: Comparison, plan: ReportPlan) -> str:
+def _sentence(comparison: Comparison, plan: AnalysisPlan) -> str:
     difference = comparison.difference
     about = f"{comparison.arm.label} less {comparison.control.label} is"
     numbers = [f"{difference.n} pair{'s' if difference.n > 1 else ''}"]
@@ -64,7 +64,7 @@ def _sentence(comparison: Comparison, plan: ReportPlan) -> str:
     )
 
 
-def reading(comparison: Comparison, plan: ReportPlan) -> str:
+def reading(comparison: Comparison, plan: AnalysisPlan) -> str:
     """Say in some words what a comparison shows."""
     if comparison.family is None:
         return "not tested"
@@ -83,7 +83,7 @@ def reading(comparison: Comparison, plan: ReportPlan) -> str:
 
 
 def difference_section(
-    experiment: Experiment, comparisons: Sequence[Comparison], plan: ReportPlan
+    experiment: Experiment, comparisons: Sequence[Comparison], plan: AnalysisPlan
 ) -> Iterator[Block]:
     """Show how the arms differ from their controls, pair by pair."""
     yield Heading("Differences to the controls")
@@ -96,7 +96,7 @@ def difference_section(
     yield picture(
         "differences",
         "Score on test less that of the control: mean over pairs and 95 % interval, in points; "
-        f"grey: less than {plan.margin:g} points",
+        f"grey: less than {plan.margin:g} points{experiment.among}",
         draw_differences(comparisons, plan.margin),
     )
     for task in experiment.tasks:
@@ -124,12 +124,12 @@ def _table(
     name: str,
     caption: str,
     comparisons: Sequence[Comparison],
-    plan: ReportPlan,
+    plan: AnalysisPlan,
 ) -> Table:
     heads = ["task", "method", "less", "difference", "95 % interval", "pairs", "p", "p (Holm)"]
     return Table(
         name,
-        f"{caption}, in points",
+        f"{caption}, in points{experiment.among}",
         [*heads, "reading"],
         [
             [
@@ -151,7 +151,7 @@ def _table(
     )
 
 
-def _notes(comparisons: Sequence[Comparison], plan: ReportPlan) -> Iterator[str]:
+def _notes(comparisons: Sequence[Comparison], plan: AnalysisPlan) -> Iterator[str]:
     yield (
         "A pair are two runs of the same task, seed and settings but for what the method sets, "
         "each method at its own learning rate; the seed decides the head's first weights and the "

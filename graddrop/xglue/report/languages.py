@@ -77,7 +77,7 @@ def language_table(
     return Table(
         table_name(task, split, metric),
         f"{task}, {split}: {official}{metric.replace('_', ' ')} in %, "
-        f"mean over seeds ({_span(counts)})",
+        f"mean over seeds ({_span(counts)}){experiment.among}",
         ["language", *([f"text ({sizes.unit})"] if sizes else []), *columns],
         rows,
     )

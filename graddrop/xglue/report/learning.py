@@ -60,6 +60,7 @@ def draw_curves(runs: Sequence[Run], arms: Sequence[Arm]) -> "Figure":
     """
     # Not pyplot: no window, and nothing that lives on after the figure is written.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     recorded = [(run.arm, curves(run.result)) for run in runs]
     shown = [(key, what) for key, what in _PANELS if any(found[key] for _, found in recorded)]
@@ -76,6 +77,7 @@ def draw_curves(runs: Sequence[Run], arms: Sequence[Arm]) -> "Figure":
             _draw_arm(axes, of_arm, arm.label, line_style(arms.index(arm)))
         title = f"{get_task(runs[0].task).folder}: {what}"
         plain_axes(axes, title, "optimizer step", "loss" if key == "loss" else score)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -100,4 +102,8 @@ def _draw_arm(axes: "Axes", runs: Sequence[Curve], label: str, style: Style) -> 
     # Runs of one arm were evaluated at the same steps; one that was cut short ends the mean.
     steps = [step for step in runs[0] if all(step in run for run in runs)] if runs else []
     means = [sum(run[step] for run in runs) / len(runs) for step in steps]
-    axes.plot(steps, means, color=color, linestyle=dashes, linewidth=1.8, label=label)
+    # A line through one point cannot be seen.
+    marker = "o" if len(steps) == 1 else None
+    axes.plot(
+        steps, means, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=label
+    )

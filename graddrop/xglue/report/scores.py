@@ -38,7 +38,7 @@ def xglue_section(experiment: Experiment, with_published: bool) -> Iterator[Bloc
     yield Table(
         XGLUE_TABLE,
         "Official score on test, mean over languages, in %: mean over seeds ± half of the 95 % "
-        "interval (number of seeds)",
+        f"interval (number of seeds){experiment.among}",
         ["task", *(arm.label for arm in experiment.arms), *heads],
         rows,
         apart=len(heads),

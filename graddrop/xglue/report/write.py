@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graddrop.xglue.data.sources import Source, open_source
+from graddrop.xglue.report.analysis_plan import AnalysisPlan, read_analysis_plan
 from graddrop.xglue.report.collect import Experiment, collect
 from graddrop.xglue.report.comparison import Comparison, compare
 from graddrop.xglue.report.differences import difference_section, verdict
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture
 from graddrop.xglue.report.figures import picture
+from graddrop.xglue.report.glossary import explained
 from graddrop.xglue.report.languages import Baselines, language_section
 from graddrop.xglue.report.learning import draw_curves
 from graddrop.xglue.report.markdown import render_markdown
 from graddrop.xglue.report.origin import origin_section
-from graddrop.xglue.report.plan import ReportPlan, read_report_plan
 from graddrop.xglue.report.rates import Rates, at_chosen_rates, choose_rates
 from graddrop.xglue.report.resources import resource_section
 from graddrop.xglue.report.scores import xglue_section
@@ -29,6 +30,12 @@ from graddrop.xglue.training.run_folder import write_file
 MARKDOWN_FILE = "report.md"
 WEBPAGE_FILE = "report.html"
 PICTURES_FOLDER = "report-figures"
+
+INVENTED = (
+    " The languages are invented: this shows that the parts work together, not what a method does "
+    "with a language that people speak."
+)
+"""What follows a verdict on generated data."""
 
 
 def curves_name(task: str) -> str:
@@ -81,7 +88,7 @@ def write_report(
         sizes_file: JSON with the sizes of the pretraining texts, see `textsizes.text_sizes`.
         data: The data of the runs, see `graddrop.xglue.data.sources.open_source`, to show beside
             their scores that of the most frequent label.
-        plan_file: What the report is to decide, see `plan.ReportPlan`.
+        plan_file: What the report is to decide, see `analysis_plan.AnalysisPlan`.
         output: File in Markdown, in place of `report.md` and a web page.
 
     Returns:
@@ -94,7 +101,7 @@ def write_report(
         OSError: If a file cannot be read or written; each file is whole or as it was before.
     """
     files = Files.of(source, output)
-    plan = read_report_plan(plan_file) if plan_file else ReportPlan()
+    plan = read_analysis_plan(plan_file) if plan_file else AnalysisPlan()
     everything = collect(source, plan.where)
     rates = choose_rates(everything, plan.select)
     experiment = at_chosen_rates(everything, rates)
@@ -141,12 +148,14 @@ def _opening(
     experiment: Experiment,
     comparisons: Sequence[Comparison],
     source: Source | None,
-    plan: ReportPlan,
+    plan: AnalysisPlan,
 ) -> Iterator[Block]:
     count = len(experiment.runs)
     title = plan.title or "Fine-tuning report"
-    yield Heading(f"{title}: {count} run{'s' if count > 1 else ''}", 1)
-    yield Paragraph(verdict(comparisons, plan))
+    where = " on invented languages" if experiment.invented else ""
+    yield Heading(f"{title}: {count} run{'s' if count > 1 else ''}{where}", 1)
+    yield Paragraph(verdict(comparisons, plan) + (INVENTED if experiment.invented else ""))
+    yield Items([*explained(experiment)])
     yield Items([*_summary(experiment, _is_stand_in(experiment), source)])
 
 
@@ -161,7 +170,7 @@ def _sections(
     comparisons: Sequence[Comparison],
     sizes: TextSizes | None,
     source: Source | None,
-    plan: ReportPlan,
+    plan: AnalysisPlan,
 ) -> Iterator[Block]:
     yield from difference_section(experiment, comparisons, plan)
     yield from tuning_section(everything, rates, plan.select)
@@ -186,8 +195,6 @@ def _has_curves(experiment: Experiment, task: str) -> bool:
 
 
 def _summary(experiment: Experiment, stand_in: bool, source: Source | None) -> Iterator[str]:
-    yield f"Tasks: {', '.join(experiment.tasks)}."
-    yield f"Methods: {', '.join(arm.label for arm in experiment.arms)}."
     yield f"Model: {experiment.model}; data: {experiment.data}."
     if stand_in:
         yield (

@@ -25,7 +25,7 @@ from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
 from graddrop.xglue.training.banner import banner
-from graddrop.xglue.training.origin import commit, versions
+from graddrop.xglue.training.provenance import commit, versions
 from graddrop.xglue.training.run_data import RunData
 from graddrop.xglue.training.run_folder import (
     RunFolder,

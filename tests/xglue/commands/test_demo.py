@@ -14,7 +14,7 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 from graddrop.cli import main
 from graddrop.xglue.commands.demo import DemoPlan, demo
 from graddrop.xglue.mini import MiniSize
-from graddrop.xglue.report.document import Block, find_table
+from graddrop.xglue.report.document import Block, Heading, Table, find_table
 from graddrop.xglue.sweep.runner import SweepError
 from graddrop.xglue.training.run_folder import RunFolderError
 
@@ -78,6 +78,29 @@ def test_another_plan_is_refused(finished: tuple[Path, list[Block]]) -> None:
     other = dataclasses.replace(PLAN, seeds=(0, 1))
     with pytest.raises(RunFolderError, match="seeds"):
         demo(finished[0], other)
+
+
+def test_it_says_that_its_languages_are_invented(
+    finished: tuple[Path, list[Block]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In title, verdict, tables and last lines; it ends with what to open."""
+    output, report = finished
+    assert isinstance(report[0], Heading) and report[0].text.endswith("on invented languages")
+    tables = [block for block in report if isinstance(block, Table)]
+    scores = [table for table in tables if "score" in table.caption or "mean over" in table.caption]
+    assert len(scores) >= 4 and all("(invented languages)" in table.caption for table in scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graddrop.xglue.commands.demo.DemoPlan", lambda: PLAN)
+        assert main(["demo", "--output", str(output)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == f"Open {output / 'report.html'}"
+    assert shown[-3].startswith("Verdict: on pos graddrop drop=0.5 less standard is ")
+    assert "The languages are invented" in shown[-3]
+
+
+def test_the_default_has_the_control_and_enough_seeds() -> None:
+    """Without lr-matched a smaller step would pass for the masks' doing; two seeds have no test."""
+    assert "lr-matched" in DemoPlan().methods and len(DemoPlan().seeds) >= 3
 
 
 def test_a_failed_run_is_named(

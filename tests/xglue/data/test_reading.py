@@ -41,6 +41,14 @@ def archive(root: Path) -> Path:
     return path
 
 
+def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is named hub, hub@x or hub-archive is a folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("hub", "hub@x", "hub-archive"):
+        write_archive(tmp_path / name, train=2, evaluation=2)
+        assert open_source(name).name == str(tmp_path / name)
+
+
 def test_folder_and_archive_hold_the_same(root: Path, archive: Path) -> None:
     """The folder itself, the one above it and the .tar.gz file give equal examples."""
     for where in (root, root.parent, archive):

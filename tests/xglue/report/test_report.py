@@ -21,10 +21,12 @@ from graddrop.xglue.report import write_report
 from graddrop.xglue.report.collect import Arm, Run
 from graddrop.xglue.report.document import Heading, Paragraph, Table
 from graddrop.xglue.report.figures import line_style, picture
+from graddrop.xglue.report.gains import Gains
 from graddrop.xglue.report.learning import curves, draw_curves
 from graddrop.xglue.report.markdown import render_markdown, render_table
 from graddrop.xglue.report.published import PUBLISHED
-from graddrop.xglue.report.scatter import _candidates, _overlap
+from graddrop.xglue.report.scatter import _candidates, _overlap, draw_gains
+from graddrop.xglue.report.textsizes import TextSizes
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS
@@ -323,6 +325,35 @@ def test_more_arms_than_colours_are_drawn() -> None:
     assert b"#d55e00" in picture("all", "", figure).files["svg"]
     one = picture("one", "", draw_curves(runs[:1], arms))
     assert b"#d55e00" not in one.files["svg"]  # negative control: the second's
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    """It has a marker, longer ones have none; steps are whole numbers."""
+    for steps, marker in ((1, "o"), (2, "None")):
+        history = [{"step": step + 1, "loss": 1.0 / (step + 1)} for step in range(steps)]
+        result = make_result("qam", "graddrop", 0, {"en": 0.5}, history=history)
+        [axes] = draw_curves([Run("r", Arm("graddrop", 0.5), result)], [Arm("graddrop", 0.5)]).axes
+        [line] = axes.get_lines()
+        assert line.get_marker() == marker
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_an_arm_without_sizes_is_drawn_without_points() -> None:
+    """Beside one whose languages have a known size."""
+    standard, places = Arm("standard"), {"de": 1, "fr": 1}
+    known = Gains(Arm("graddrop", 0.5), standard, None, {"de": 0.01, "fr": 0.02}, places, (3, 3))
+    unknown = Gains(Arm("layer-graddrop", 0.5), standard, None, {"sw": 0.1}, {"sw": 1}, (3, 3))
+    figure = draw_gains([known, unknown], TextSizes({"de": 1.0, "fr": 2.0}, "GiB", "a file"))
+    drawn = [len(axes.collections[0].get_offsets()) for axes in figure.axes[:2]]
+    assert drawn == [2, 0]
+
+
+def test_names_are_explained(written: Path) -> None:
+    """Every task and method of the report in a line; p is that of a test, and nothing else."""
+    text = (written / "report.md").read_text()
+    for line in ("- mlqa: find the answer", "- qadsm: tell whether", "- lr-matched: control of"):
+        assert text.count(line) == 1
+    assert not re.search(r"\bp=", text) and "graddrop drop=0.5" in text
 
 
 def test_labels_keep_clear_of_each_other() -> None:

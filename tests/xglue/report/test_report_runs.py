@@ -10,12 +10,13 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 
 from helpers.report_runs import make_result, put, sweep
 
+from graddrop.xglue.report import write_report
+from graddrop.xglue.report.analysis_plan import AnalysisPlan, Primary
 from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
 from graddrop.xglue.report.comparison import ALL_TASKS, Comparison, compare, scores_by_seed
 from graddrop.xglue.report.document import Items
 from graddrop.xglue.report.gains import Gains, gains
 from graddrop.xglue.report.origin import origin_section
-from graddrop.xglue.report.plan import Primary, ReportPlan
 from graddrop.xglue.report.rates import at_chosen_rates, choose_rates
 from graddrop.xglue.report.textsizes import CC100_GIB, text_sizes
 from graddrop.xglue.tasks import TASKS
@@ -33,10 +34,10 @@ def qadsm(method: str, seed: int, value: float, **settings: Any) -> dict[str, An
     return make_result("qadsm", method, seed, flat(value), **settings)
 
 
-def compared(experiment: Experiment, plan: ReportPlan | None = None) -> list[Comparison]:
+def compared(experiment: Experiment, plan: AnalysisPlan | None = None) -> list[Comparison]:
     """All comparisons, each arm at its own learning rate."""
     rates = choose_rates(experiment)
-    return compare(at_chosen_rates(experiment, rates), rates, plan or ReportPlan())
+    return compare(at_chosen_rates(experiment, rates), rates, plan or AnalysisPlan())
 
 
 def gained(experiment: Experiment, sizes: Any) -> list[Gains]:
@@ -294,7 +295,7 @@ def test_a_confirmatory_family_is_corrected_by_itself(tmp_path: Path) -> None:
                 noise = 0.001 * ((seed * (3 + list(values).index(method))) % 4)
                 put(tmp_path, make_result(task, method, seed, flat(0.5 + gain + noise)))
     named = tuple(Primary(task, "graddrop", "standard") for task in ("qadsm", "qam"))
-    for plan, counts in ((ReportPlan(), (0, 6)), (ReportPlan(primary=named), (2, 4))):
+    for plan, counts in ((AnalysisPlan(), (0, 6)), (AnalysisPlan(primary=named), (2, 4))):
         found = compared(collect(tmp_path), plan)
         for family, count in zip(("primary", "secondary"), counts, strict=True):
             members = [c for c in found if c.family == family]
@@ -385,6 +386,41 @@ def test_gains_are_correlated_with_sizes(tmp_path: Path) -> None:
     turned = gained(experiment, {code: 1 / size for code, size in CC100_GIB.items()})
     assert turned[0].correlation is not None
     assert turned[0].correlation.rho == pytest.approx(1.0)
+
+
+def test_means_over_tasks_are_a_family_of_their_own(tmp_path: Path) -> None:
+    """One correlation of means is not corrected; those of single tasks count each other."""
+
+    def score(task: str, method: str, language: str, seed: int) -> float:
+        gain = 0.1 - 0.0001 * CC100_GIB[language]
+        return 0.5 + (gain if method == "graddrop" else 0.0)
+
+    sweep(tmp_path, ["mlqa", "wpr", "ner"], ["standard", "graddrop"], [0], score)
+    found = gained(collect(tmp_path), CC100_GIB)
+    families = [
+        [e for e in found if (e.task is ALL_TASKS) == together] for together in (True, False)
+    ]
+    sizes = []
+    for family in families:
+        made = [(e.correlation.p, e.p_holm) for e in family if e.correlation]
+        smallest, corrected = min(made)
+        assert corrected == pytest.approx(len(made) * smallest)
+        sizes.append(len(made))
+    assert sizes == [1, 2]  # ner has three zero-shot languages, too few
+
+
+def test_languages_stand_in_the_benchmarks_order(tmp_path: Path) -> None:
+    """Which is neither that of the alphabet nor that of the files; gains go by amount of text."""
+    sweep(tmp_path, ["mlqa"], ["standard", "graddrop"], [0], lambda task, method, code, seed: 0.5)
+    order = list(TASKS["mlqa"].languages)
+    assert order != sorted(order)
+    assert collect(tmp_path).languages("mlqa", "test") == order
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    table = text[text.index("**Gain over standard on test in points") :].split("\n\n")[1]
+    codes = [row.strip("| ").split()[0] for row in table.splitlines()[2:]]
+    assert codes == sorted(codes, key=lambda code: -CC100_GIB[code])
+    assert set(codes) == set(order) - {"en"}
 
 
 def test_sizes_come_from_where_the_model_does(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from helpers.xglue_files import write_archive
 from helpers.zygote import Zygote, zygote
 
 from graddrop.cli import main
+from graddrop.xglue.sweep import runner
+from graddrop.xglue.sweep.plan import SweepPlan
+from graddrop.xglue.sweep.workers import Outcome
 from graddrop.xglue.training.run_folder import SEAL_FILE, RunFolder
 
 PATIENCE = 30.0
@@ -265,6 +268,29 @@ def test_a_run_at_work_elsewhere_is_left_to_it(sweeper: Zygote, data: Path, tmp_
     assert sweeper.run(arguments, screen) == 0
     assert len(outcomes(output)) == 2
     assert not list(output.rglob("failure.json"))
+
+
+def test_results_come_in_the_order_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which runs end."""
+
+    def backwards(function: Any, configs: Any, environments: Any) -> Iterator[Outcome]:
+        for config in reversed(configs):
+            folder = Path(config.output)
+            folder.mkdir(parents=True)
+            result = {"name": config.output, "seconds": {"train": 1.0, "evaluate": 1.0}}
+            (folder / "config.json").write_text(json.dumps(config.resolved().to_json()))
+            (folder / "result.json").write_text(json.dumps(result))
+            yield Outcome(config, None, None)
+
+    monkeypatch.setattr(runner, "run_jobs", backwards)
+    plan = SweepPlan(["pos"], ["standard", "graddrop"], {"data": "D", "seeds": [0, 1]})
+    results = runner.sweep(plan, tmp_path, workers=1)
+    names = [config.output for config in plan.configs(tmp_path)]
+    assert [result["name"] for result in results] == names and len(names) == 4
+    # All are there now: the order is still that of the plan.
+    assert [result["name"] for result in runner.sweep(plan, tmp_path)] == names
 
 
 def test_a_dry_run_writes_nothing(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from helpers.root import ROOT
 
+from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.methods import METHODS
-from graddrop.xglue.report.plan import read_report_plan
+from graddrop.xglue.report.analysis_plan import read_analysis_plan
 from graddrop.xglue.settings import make_config, read_settings
 from graddrop.xglue.sweep.plan import SweepPlan, read_plan
 from graddrop.xglue.sweep.progress import seconds_left
@@ -52,6 +53,19 @@ def test_a_plan_is_a_product_in_an_order_that_compares_early() -> None:
         0.1,
         1,
     )
+
+
+def test_a_run_is_known_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they were spelt: not by whether a path exists, here or by now."""
+    monkeypatch.chdir(tmp_path)
+    values = {"task": "pos", "data": "DATA", "output": "o", "model": "m"}
+    before = FinetuneConfig(**values).to_json()  # type: ignore[arg-type]
+    for name in ("DATA", "m"):
+        (tmp_path / name).mkdir()
+    assert FinetuneConfig(**values).to_json() == before  # type: ignore[arg-type]
+    assert (before["data"], before["model"]) == ("DATA", "m")
+    other = FinetuneConfig(**values | {"data": "OTHER"}).to_json()  # type: ignore[arg-type]
+    assert other != before
 
 
 def test_without_drop_probs_each_method_has_its_preset() -> None:
@@ -309,7 +323,7 @@ def test_documented_plans_are_plans(tmp_path: Path) -> None:
     assert (DOCS / "sweep.toml").read_text(encoding="utf-8") == shown[0]
     for text in shown:
         (tmp_path / "plan.toml").write_text(text)
-        read = read_report_plan if "[[primary]]" in text else read_plan
+        read = read_analysis_plan if "[[primary]]" in text else read_plan
         read(tmp_path / "plan.toml")
     made, output = read_plan(DOCS / "sweep.toml")
     assert output == "runs/sweep"

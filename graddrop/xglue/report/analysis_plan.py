@@ -38,7 +38,7 @@ class Primary:
 
 
 @dataclass(frozen=True)
-class ReportPlan:
+class AnalysisPlan:
     """What a report is to decide.
 
     Args:
@@ -68,7 +68,7 @@ class ReportPlan:
         return tuple(code for code in scored if code != TRAIN_LANGUAGE) or tuple(scored)
 
 
-def read_report_plan(path: Path) -> ReportPlan:
+def read_analysis_plan(path: Path) -> AnalysisPlan:
     """Read a plan from a TOML or YAML file.
 
     Raises:
@@ -85,7 +85,7 @@ def read_report_plan(path: Path) -> ReportPlan:
         raise ValueError(f"{path}: title: expected a text, got {title!r}")
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < math.inf:
         raise ValueError(f"{path}: margin: expected a positive number of points, got {margin!r}")
-    select = values.get("select", ReportPlan.select)
+    select = values.get("select", AnalysisPlan.select)
     if select not in ("en-dev", "average-dev"):
         raise ValueError(f"{path}: select: expected en-dev or average-dev, got {select!r}")
     where = spelt(values.get("where", {}), f"{path}: where")
@@ -102,7 +102,7 @@ def read_report_plan(path: Path) -> ReportPlan:
             get_task(task).check_languages(codes)
         except ValueError as error:
             raise ValueError(f"{path}: languages: {error}") from error
-    return ReportPlan(
+    return AnalysisPlan(
         title,
         where,
         _primary(values.get("primary", []), path),

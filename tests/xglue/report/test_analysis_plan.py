@@ -12,10 +12,10 @@ pytest.importorskip("matplotlib", reason="needs the extra xglue")
 from helpers.report_runs import make_result
 
 from graddrop.cli import main
+from graddrop.xglue.report.analysis_plan import AnalysisPlan, Primary, read_analysis_plan
 from graddrop.xglue.report.collect import Arm
 from graddrop.xglue.report.comparison import EQUIVALENCE, Comparison
 from graddrop.xglue.report.differences import reading, verdict
-from graddrop.xglue.report.plan import Primary, ReportPlan, read_report_plan
 from graddrop.xglue.report.statistics import estimate, paired_p
 from graddrop.xglue.training.score_file import ScoreFile
 
@@ -54,7 +54,7 @@ def comparison(*points: float, p_holm: float | None = None) -> Comparison:
 )
 def test_a_verdict_is_one_of_five(points: tuple[float, ...], said: str) -> None:
     """By test and margin: more, less, either by less than matters, no difference, or undecided."""
-    plan = ReportPlan(primary=(PRIMARY,))
+    plan = AnalysisPlan(primary=(PRIMARY,))
     found = comparison(*points)
     assert reading(found, plan) == said
     sentence = verdict([found], plan)
@@ -76,9 +76,9 @@ def test_the_margin_is_held_against_the_interval_of_90_percent() -> None:
 def test_what_was_named_and_did_not_run_is_said() -> None:
     """The verdict has a part for each test of the family."""
     other = Primary("ner", "layer-graddrop", "standard")
-    sentence = verdict([comparison(1.0, 2.0)], ReportPlan(primary=(PRIMARY, other)))
+    sentence = verdict([comparison(1.0, 2.0)], AnalysisPlan(primary=(PRIMARY, other)))
     assert "; on ner there is no pair of layer-graddrop and standard yet." in sentence
-    assert verdict([], ReportPlan()).startswith("Verdict: none, since no masking method")
+    assert verdict([], AnalysisPlan()).startswith("Verdict: none, since no masking method")
 
 
 def test_one_command_makes_the_page_of_a_study(
@@ -138,5 +138,5 @@ def test_bad_plans_are_refused(tmp_path: Path, values: dict[str, Any], message: 
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(values))  # which is YAML, too
     with pytest.raises(ValueError, match=message) as error:
-        read_report_plan(path)
+        read_analysis_plan(path)
     assert str(error.value).startswith(f"{path}: ")
