@@ -22,8 +22,10 @@ _found: list[weakref.ref[torch.Tensor]] = []  # tensors that a look has found
 def live_storages() -> list[tuple[int, int]]:
     """First address and end of the storage of every CPU tensor that Python can reach.
 
-    All that is looked at is frozen (`gc.freeze`), so that the next look sees what is new.
+    All that is looked at is frozen (`gc.freeze`), so that the next look sees what is new; what is
+    garbage already, such as a compiler's, is collected before.
     """
+    gc.collect()
     new = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
     gc.freeze()
     tensors = [known for found in _found if (known := found()) is not None] + new
