@@ -103,7 +103,7 @@ def _sum_chunk(
     tl.store(partial, squares)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["partials"])  # a slice that begins anywhere
 def dense_squares(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, chunk within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
@@ -149,7 +149,7 @@ def _sum_strided(
     tl.store(partial, tl.sum(g * g))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["partials"])  # a slice that begins anywhere
 def strided_squares(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, block within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
@@ -170,7 +170,7 @@ def strided_squares(
     call_for_mode(mode, MODES, _sum_strided, (row, layout, ints, grad, partial, block))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["grad_scale"])
 def sum_chunks(
     spans,  # int32 [n_tensors, 2]: first of the tensor's partial sums, and how many
     partials,  # fp64

@@ -42,7 +42,11 @@ ROUNDING_DRAW = tl.constexpr(6)  # masks may live for many steps, what rounds mu
 INTS = tl.constexpr(8)  # one is left over: rows begin at multiples of 32 bytes
 
 
-@triton.jit(do_not_specialize=["n_tensors"])
+@triton.jit(
+    do_not_specialize=["n_tensors"],
+    # Others made them: where they lie shall not compile a second kernel in the midst of training.
+    do_not_specialize_on_alignment=["counters", "grad_scale", "found_inf"],
+)
 def prepare(
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     group_table,  # fp64 [n_groups, N_GROUP_COLUMNS]

@@ -52,6 +52,8 @@ class Execution:
         target: "sm_80", "sm_90" or "sm_100", or another of NVIDIA's.
         rules: what PTX leaves open.
         edit: changes the PTX of a kernel, given its name and text; to plant faults.
+        runs: whether launches do anything; else they only say which variants would be compiled.
+        variants: (kernel, what it is specialised for) of all launches.
         launches: those so far; may be cleared.
         total: what all launches did together.
     """
@@ -59,6 +61,8 @@ class Execution:
     target: str
     rules: Rules = Rules()
     edit: Callable[[str, str], str] = lambda kernel, ptx: ptx
+    runs: bool = True
+    variants: set[tuple[str, str]] = field(default_factory=set)
     launches: list[Launch] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
 
@@ -99,6 +103,9 @@ class ExecutedKernel:
                 *arguments, **options, debug=False, instrumentation_mode=""
             )
             key = f"{specialization} {given}"
+            self._execution.variants.add((self._kernel.__name__, key))
+            if not self._execution.runs:
+                return
             if key not in self.variants:
                 self.variants[key] = self._compile(options, bound, specialization, given)
             compiled, code, names = self.variants[key]
@@ -143,6 +150,7 @@ def executed(
     target: str = "sm_90",
     rules: Rules = Rules(),  # noqa: B008
     edit: Callable[[str, str], str] = lambda kernel, ptx: ptx,
+    runs: bool = True,
 ) -> Iterator[Execution]:
     """The launcher's kernels are compiled for a target and executed here, on CPU tensors.
 
@@ -150,11 +158,12 @@ def executed(
         target: "sm_90" and the like.
         rules: what PTX leaves open.
         edit: changes the PTX of a kernel, given its name and text; to plant faults.
+        runs: whether launches do anything.
 
     Raises:
         TypeError: the kernels were imported under TRITON_INTERPRET=1.
     """
-    execution = Execution(target, rules, edit)
+    execution = Execution(target, rules, edit, runs)
     before = {name: getattr(launch, name) for name in KERNELS}
     try:
         for name, kernel in before.items():
