@@ -23,6 +23,7 @@ from .step.checks import (
 from .step.knobs import KNOBS, Knobs, with_units
 from .step.overlap import find_overlap
 from .step.plan import Plan
+from .step.sharding import is_dtensor, shard_of
 from .step.slot import Slot
 
 
@@ -99,9 +100,9 @@ def graddrop_adamw_(
 
     Raises:
         ValueError: a value outside its range, lists of different lengths, tensors that share
-            memory, unknown backend.
-        TypeError: a parameter that is not a real floating-point tensor; no tensor where one is
-            expected; a number or switch of the wrong type.
+            memory, a partition of FSDP1 or ZeRO 3 without its shard, unknown backend.
+        TypeError: a parameter that is not a real floating-point tensor; a DTensor, or no tensor,
+            where a tensor is expected; a number or switch of the wrong type.
         RuntimeError: a gradient or a state that does not match its parameter, a backend that
             cannot serve it, or a CUDA graph that is being captured. Nothing has changed then.
     """
@@ -125,6 +126,12 @@ def graddrop_adamw_(
                     f"expected {name} of tensors, got {type(tensor)}: leave parameters without a "
                     "gradient out of all lists"
                 )
+            if is_dtensor(tensor):
+                raise TypeError(
+                    f"expected {name} of plain tensors, got a DTensor of shape "
+                    f"{tuple(tensor.shape)}: pass its .to_local() and, as shards, where that lies "
+                    "in the whole; FusedGradDropAdamW takes DTensors as they are"
+                )
             # The operator would take it for a question about shapes, and do nothing.
             if tensor.is_meta:
                 raise RuntimeError(f"expected {name} with data, got a meta tensor: materialise it")
@@ -132,7 +139,7 @@ def graddrop_adamw_(
         raise ValueError('granularity="layer" has to know the layers: pass layers')
     stream_ids = stream_ids if stream_ids is not None else range(len(params))
     layers = layers if layers is not None else [None] * len(params)
-    shards = shards if shards is not None else [Shard.whole(tuple(p.shape)) for p in params]
+    shards = shards if shards is not None else [shard_of(param) for param in params]
     numbers = {name: len(values) for name, values in tensors.items() if name not in scalars}
     numbers |= {"stream_ids": len(stream_ids), "layers": len(layers), "shards": len(shards)}
     for name, number in numbers.items():

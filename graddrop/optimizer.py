@@ -14,7 +14,7 @@ from .schedules import Schedule
 from .state.checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
 from .state.counters import Counters
 from .state.group_knobs import GroupKnobs
-from .state.groups import Group, complete, draw_of
+from .state.groups import OF_ALL_GROUPS, Group, complete, draw_of
 from .state.plan_cache import Planner
 from .state.skipping import Skipping, check_skippable
 from .step.backends import BACKENDS, resolve
@@ -24,7 +24,9 @@ from .step.knobs import Knobs
 from .step.overlap import check_disjoint
 from .step.sharding import local_grads, local_tensor, shard_of
 
-_PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "grad_norm")
+# Where arguments of the whole optimizer are kept, unless under their own names.
+_ATTRIBUTES = {"state_dtype": "_state_dtype", "backend": "_backend"}
+_PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "norm_group", "grad_norm")
 
 
 class FusedGradDropAdamW(Optimizer):
@@ -41,7 +43,7 @@ class FusedGradDropAdamW(Optimizer):
     names say, as ``"encoder.layer.3.attention"`` says 3).
 
     Attributes:
-        max_grad_norm, masked_norm: as in Args; may be changed between steps.
+        max_grad_norm, masked_norm, norm_group: as in Args; may be changed between steps.
         grad_norm: norm that the last step found before clipping, loss scale taken out: 0-dim, on
             the device; None where ``max_grad_norm`` is.
 
@@ -83,6 +85,10 @@ class FusedGradDropAdamW(Optimizer):
             ``math.inf`` measures and does not clip. None: no norm is looked at.
         masked_norm: bound the norm of the gradients as they enter the moments, without what the
             masks drop, instead of that of all gradients.
+        norm_group: process group whose members hold different parameters by hand (stages of a
+            pipeline, ZeroRedundancyOptimizer) and bound the norm of all of them: each makes every
+            step, with gradients or without. None: this process's own. What DTensors shard is added
+            up in any case.
         state_dtype: dtype of the moments of 16-bit parameters, ``torch.float32`` or the
             parameters' own; other parameters have moments of their own dtype.
         backend: ``"auto"`` (the fastest that serves the tensors), ``"triton"``, ``"cpu"`` or
@@ -119,6 +125,7 @@ class FusedGradDropAdamW(Optimizer):
         capturable: bool = False,
         max_grad_norm: float | None = None,
         masked_norm: bool = False,
+        norm_group: Any = None,
         state_dtype: torch.dtype = torch.float32,
         backend: str = "auto",
     ) -> None:
@@ -132,8 +139,9 @@ class FusedGradDropAdamW(Optimizer):
                 "their order names them in the masks"
             )
         self.max_grad_norm, self.masked_norm = max_grad_norm, masked_norm
+        self.norm_group = norm_group
         self.grad_norm: Tensor | None = None
-        clipping_of(max_grad_norm, masked_norm)  # checks them
+        clipping_of(max_grad_norm, masked_norm, norm_group)  # checks them
         self._state_dtype = state_dtype
         self._backend = backend
         self._counters = Counters()
@@ -175,6 +183,10 @@ class FusedGradDropAdamW(Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         self._counters.sync(self.param_groups)
         group = dict(param_group)
+        for name in OF_ALL_GROUPS & group.keys():  # ZeroRedundancyOptimizer gives them twice
+            own = self.__dict__[_ATTRIBUTES.get(name, name)]
+            if group[name] is own or group[name] == own:
+                del group[name]
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])  # once: it may be a generator
         added = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
@@ -194,7 +206,7 @@ class FusedGradDropAdamW(Optimizer):
             self.param_groups[:] = others
             raise
         self._knobs.add(group, schedule)
-        self._planner.forget()
+        self._planner.add(group)
 
     # -- masks -------------------------------------------------------------------------------------
 
@@ -362,7 +374,7 @@ class FusedGradDropAdamW(Optimizer):
                 loss = closure()
         self._skipping.check_closed()
         check_capture(self.param_groups, self._knobs.has_schedules)
-        clipping = clipping_of(self.max_grad_norm, self.masked_norm)
+        clipping = clipping_of(self.max_grad_norm, self.masked_norm, self.norm_group)
         knobs = self._next_knobs()
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
@@ -402,7 +414,11 @@ class FusedGradDropAdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups."""
         self._counters.sync(self.param_groups)
-        return super().state_dict()
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:  # where ZeroRedundancyOptimizer puts them
+            for name in OF_ALL_GROUPS & group.keys():
+                del group[name]
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of ours, or one of ``torch.optim.AdamW``.

@@ -8,6 +8,7 @@ from ..schedules import scheduled
 from ..step.checks import check_ids, check_knobs, read_scalar
 from ..step.knobs import KNOBS as FIELDS
 from ..step.knobs import Knobs
+from ..step.sharding import INSTEAD_OF_PARTITIONS
 
 Group = dict[str, Any]
 
@@ -15,7 +16,7 @@ PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
 COUNTERS = ("steps_finished", "masks_begun")
 _BETAS = ("beta1", "beta2")  # fields of Knobs that a group holds as one pair
 KNOBS = ("betas", *(name for name in FIELDS if name not in _BETAS))  # keys of a group
-_OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "state_dtype", "backend"}
+OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "norm_group", "state_dtype", "backend"}
 
 
 def knobs_of(group: Group) -> Knobs:
@@ -68,7 +69,7 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     """
     first_id = sum(len(other["params"]) for other in others)
     n_params = len(group["params"])
-    if misplaced := sorted(_OF_ALL_GROUPS & group.keys()):
+    if misplaced := sorted(OF_ALL_GROUPS & group.keys()):
         raise ValueError(
             f"expected {', '.join(misplaced)} as an argument of the optimizer, got it in a param "
             "group: it holds for all of them"
@@ -111,8 +112,9 @@ def check_numbers(groups: Sequence[Group]) -> None:
             if len(found) != n_params:
                 raise ValueError(
                     f"expected {n_params} {name} in param group {index}, one per parameter, got "
-                    f"{len(found)}: where its list of params is edited, edit this one too, or use "
-                    "add_param_group"
+                    f"{len(found)}: add_param_group adds parameters; engines that put their "
+                    f"partitions in place of parameters (ZeRO) are not served: "
+                    f"{INSTEAD_OF_PARTITIONS}"
                 )
 
 

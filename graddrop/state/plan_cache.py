@@ -10,6 +10,7 @@ from ..step.knobs import Knobs
 from ..step.plan import Plan
 from ..step.slot import Slot
 from .groups import Group, check_names
+from .partition_guard import WholeShapes
 from .plan_guard import Premises
 from .slots import slots_of
 
@@ -25,6 +26,7 @@ class Planner:
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
+        self._whole_shapes = WholeShapes()
         self._premises: Premises | None = None  # of the latest plan
         self._captured: list[tuple[Plan, Sequence[Slot | None]]] = []
         self.latest: Plan | None = None  # of the steps that are not captured
@@ -51,8 +53,8 @@ class Planner:
 
         Raises:
             RuntimeError, TypeError, ValueError: as :func:`graddrop.state.groups.check_names`,
-                :func:`graddrop.state.slots.slots_of` and :class:`graddrop.step.plan.Plan`.
-                Nothing has changed then.
+                :func:`graddrop.state.slots.slots_of` and :class:`graddrop.step.plan.Plan`, and
+                where parameters have become partitions. Nothing has changed then.
         """
         capturing, premises = is_capturing(), self._premises
         if premises and not capturing and premises.hold(groups, params, grads, state, knobs):
@@ -60,6 +62,7 @@ class Planner:
             return self.latest
         check_names(groups)
         slots, states = slots_of(groups, grads, state, initial_state)
+        self._whole_shapes.check(groups)
         plan = Plan(params, slots, knobs, self._backend)
         state.update(states)
         if capturing:
@@ -71,6 +74,11 @@ class Planner:
             self.latest = plan
             self._premises = Premises(groups, params, like_grads, state, knobs)
         return plan
+
+    def add(self, group: Group) -> None:
+        """Plan with another group from the next step on."""
+        self._whole_shapes.add(group)
+        self.forget()
 
     def forget(self) -> None:
         """Make a new plan at the next step; graphs keep theirs."""

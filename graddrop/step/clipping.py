@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,14 +16,17 @@ class Clipping:
         max_norm: bound, > 0; infinity measures the norm and does not clip.
         masked: whether the norm is that of the gradients as they enter the moments, without what
             the masks drop.
+        group: process group whose members hold different parameters and add up their squares;
+            None: this process, and those that share its DTensors, hold all.
 
     Raises:
         ValueError: ``max_norm`` is not positive (NaN included).
-        TypeError: ``max_norm`` is no number, or ``masked`` no bool.
+        TypeError: ``max_norm`` is no number, ``masked`` no bool, or ``group`` no process group.
     """
 
     max_norm: float
     masked: bool
+    group: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_norm, Real) or isinstance(self.max_norm, bool):
@@ -35,6 +40,26 @@ class Clipping:
             )
         if not isinstance(self.masked, bool):
             raise TypeError(f"Invalid masked_norm: {self.masked!r}: expected a bool")
+        if self.group is not None and not _is_group(self.group):
+            raise TypeError(
+                f"Invalid norm_group: {self.group!r}: expected a process group that this process "
+                "is in, or None"
+            )
+
+    def over_group(self, squares: Tensor | None) -> Tensor | None:
+        """Sum over the group's members, of whom some may have no gradient at all.
+
+        Args:
+            squares: sum of the squares that this process has, 0-dim; None: it has no gradient.
+        """
+        if self.group is None:
+            return squares
+        if squares is None:
+            on_gpu = torch.distributed.get_backend(self.group) == "nccl"
+            squares = torch.zeros((), device="cuda" if on_gpu else "cpu")
+        total = squares.to(torch.float64)  # members' backends add up in different dtypes
+        torch.distributed.all_reduce(total, group=self.group)
+        return total
 
     def factor(self, norm: Tensor) -> Tensor:
         """What multiplies every gradient, as in ``torch.nn.utils.clip_grad_norm_``.
@@ -45,11 +70,15 @@ class Clipping:
         return (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
-def clipping_of(max_norm: float | None, masked: bool) -> Clipping | None:
+def _is_group(group: object) -> bool:
+    return torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)
+
+
+def clipping_of(max_norm: float | None, masked: bool, group: Any = None) -> Clipping | None:
     """The clipping that an optimizer's arguments ask for, None for none.
 
     Raises:
         ValueError: as :class:`Clipping`.
         TypeError: as :class:`Clipping`.
     """
-    return None if max_norm is None else Clipping(max_norm, masked)
+    return None if max_norm is None else Clipping(max_norm, masked, group)

@@ -88,7 +88,7 @@ class Plan:
         for key, executor in self.executors.items():
             scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
             executor.begin(knobs, counters[key], *scaling)
-        norm = None if clipping is None else self._grad_norm(clipping.masked)
+        norm = None if clipping is None else self._grad_norm(clipping)
         factor = None if clipping is None or norm is None else clipping.factor(norm)
         for key, executor in self.executors.items():
             executor.step(_on(factor, key[0]))
@@ -97,14 +97,15 @@ class Plan:
         torch.autograd.graph.increment_version(written)
         return norm
 
-    def _grad_norm(self, masked: bool) -> Tensor | None:
+    def _grad_norm(self, clipping: Clipping) -> Tensor | None:
         total = None
         for key, executor in self.executors.items():
             if key not in self._totals:
                 members = [self._params[position] for position in self._members[key]]
                 self._totals[key] = Total(members, key[0])
-            part = self._totals[key](executor.grad_squares(masked))
+            part = self._totals[key](executor.grad_squares(clipping.masked))
             total = part if total is None else total + part.to(total.device)
+        total = clipping.over_group(total)
         return None if total is None else total.sqrt()
 
 

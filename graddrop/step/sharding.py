@@ -13,7 +13,8 @@ _PLAIN = {Tensor, torch.nn.Parameter}
 _GRAD = attrgetter("grad")
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -23,7 +24,7 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """The data that this process holds: a view for a DTensor, the tensor itself otherwise."""
-    if type(tensor) in _PLAIN or not _is_dtensor(tensor):
+    if type(tensor) in _PLAIN or not is_dtensor(tensor):
         return tensor
     placed: Any = tensor
     return placed.to_local()
@@ -36,10 +37,10 @@ def local_grad(param: Tensor) -> Tensor | None:
     (``Partial``), is brought to its parameter's place, as torch's optimizers do.
     """
     grad: Any = param.grad
-    if grad is None or type(param) in _PLAIN or not _is_dtensor(param):
+    if grad is None or type(param) in _PLAIN or not is_dtensor(param):
         return grad
     placed: Any = param
-    if _is_dtensor(grad) and grad.placements != placed.placements:
+    if is_dtensor(grad) and grad.placements != placed.placements:
         grad = grad.redistribute(placed.device_mesh, placed.placements)
     return local_tensor(grad)
 
@@ -63,14 +64,44 @@ def local_grads(params: Sequence[Tensor]) -> list[Tensor | None]:
     return [local_grad(param) for param in params]
 
 
+# Attributes by which a plain tensor says that an engine cut it out of a whole one, and the engine.
+_PARTITION_MARKS = {
+    "_fsdp_flattened": "FullyShardedDataParallel (FSDP1)",
+    "_is_flat_param": "FullyShardedDataParallel (FSDP1)",
+    "ds_id": "DeepSpeed ZeRO 3",
+}
+
+
+def check_whole(param: Tensor) -> None:
+    """Check that a parameter does not name itself a partition whose place nobody can tell.
+
+    Raises:
+        ValueError: it does.
+    """
+    for mark, engine in _PARTITION_MARKS.items():
+        if getattr(param, mark, False) is not False:
+            raise ValueError(
+                f"expected a whole parameter or a DTensor, got one that {engine} partitions, which "
+                f"does not say where its part lies in the whole: {INSTEAD_OF_PARTITIONS}"
+            )
+
+
+INSTEAD_OF_PARTITIONS = (
+    "use torch.distributed.fsdp.fully_shard (FSDP2), or DistributedDataParallel where nothing has "
+    "to be sharded"
+)
+
+
 def shard_of(param: Tensor) -> Shard:
     """Place of the local data in the whole parameter.
 
     Raises:
-        ValueError: a DTensor with a pending reduction (``Partial``), whose values are not final, or
-            of a local shape that its placements do not give.
+        ValueError: a partition that is no DTensor; a DTensor with a pending reduction
+            (``Partial``), whose values are not final, or of a local shape that its placements do
+            not give.
     """
-    if type(param) in _PLAIN or not _is_dtensor(param):
+    check_whole(param)
+    if type(param) in _PLAIN or not is_dtensor(param):
         return Shard.whole(tuple(param.shape))
     placed: Any = param
     if any(placement.is_partial() for placement in placed.placements):
@@ -124,24 +155,29 @@ def place_of(
 class Total:
     """Sum of one number per parameter, over the shards of all processes.
 
+    What lies on one mesh is added up first, then reduced once along each dimension of the mesh that
+    shards any of it. What is replicated along such a dimension counts in its first process alone.
+
     Args:
         params: the parameters, each a tensor or a DTensor that is sharded or replicated.
         device: where the numbers will be.
     """
 
     def __init__(self, params: Sequence[Tensor], device: torch.device) -> None:
-        members: dict[Any, list[int]] = {}  # by placement, None: whole on each process
+        members: dict[Any, list[int]] = {}  # by mesh, None: whole on each process
         for index, param in enumerate(params):
-            place = None
-            if type(param) not in _PLAIN and _is_dtensor(param):
-                placed: Any = param
-                place = placed.device_mesh, placed.placements
-            members.setdefault(place, []).append(index)
-        # One placement, the usual case, needs no gathering.
-        self._parts = [
-            (place, None if len(members) == 1 else torch.tensor(found, device=device))
-            for place, found in members.items()
-        ]
+            plain = type(param) in _PLAIN or not is_dtensor(param)
+            mesh = None if plain else param.device_mesh  # type: ignore[attr-defined]
+            members.setdefault(mesh, []).append(index)
+        self._parts: list[tuple[Tensor | None, list[Any]]] = []
+        for mesh, found in members.items():
+            counted, groups = _counted(mesh, params, found)
+            # All of them, the usual case, need no gathering.
+            rows = None if counted == list(range(len(params))) else counted
+            index_of = (
+                None if rows is None else torch.tensor(rows, device=device, dtype=torch.int64)
+            )
+            self._parts.append((index_of, groups))
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """The sum.
@@ -153,15 +189,24 @@ class Total:
             0-dim, the same on all processes.
         """
         total = numbers.new_zeros(())
-        for place, found in self._parts:
-            local = (numbers if found is None else numbers[found]).sum()
-            total = total + (local if place is None else _over_shards(local, *place))
+        for rows, groups in self._parts:
+            part = (numbers if rows is None else numbers[rows]).sum()
+            for group in groups:
+                torch.distributed.all_reduce(part, group=group)
+            total = total + part
         return total
 
 
-def _over_shards(local: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    pending = [Replicate() if place.is_replicate() else Partial() for place in placements]
-    whole: Tensor = DTensor.from_local(local, mesh, pending, run_check=False).full_tensor()
-    return whole
+def _counted(mesh: Any, params: Sequence[Any], members: list[int]) -> tuple[list[int], list[Any]]:
+    """Which members of a mesh count in this process, and the groups that add them up."""
+    coordinate = None if mesh is None else mesh.get_coordinate()
+    if coordinate is None:
+        return members, []
+    replicated = [[place.is_replicate() for place in params[i].placements] for i in members]
+    axes = [axis for axis in range(mesh.ndim) if not all(row[axis] for row in replicated)]
+    counted = [
+        index
+        for index, row in zip(members, replicated, strict=True)
+        if not any(row[axis] and coordinate[axis] for axis in axes)
+    ]
+    return counted, [mesh.get_group(axis) for axis in axes]

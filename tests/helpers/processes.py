@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 120  # seconds for one check; the first may load half of torch on a busy machine
+TIMEOUT = 300  # seconds for one check, the start of the processes included
 
 
 class Gang:

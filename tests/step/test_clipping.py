@@ -183,6 +183,7 @@ def test_the_norm_is_the_same_for_any_number_of_threads():
         ({"max_grad_norm": math.nan}, ValueError, "expected a number > 0"),
         ({"max_grad_norm": "1"}, TypeError, "expected a number > 0"),
         ({"max_grad_norm": 1.0, "masked_norm": 1}, TypeError, "masked_norm: 1: expected a bool"),
+        ({"max_grad_norm": 1.0, "norm_group": 0}, TypeError, "norm_group: 0: expected a process"),
     ],
 )
 def test_bad_bounds_are_refused(arguments, error, message):

@@ -1,6 +1,8 @@
 """The same masks under any sharding: shards on gloo processes against one process, bit for bit."""
 
 import itertools
+import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -182,6 +184,90 @@ def check_training(backend):
     assert_shards_are(*optimizers, exact=False)
 
 
+def check_norms_of_a_mesh(backend):
+    """One reduction along each dimension of the mesh, for placements of every kind and plain ones.
+
+    torch's own ``full_tensor`` would reduce each kind for itself, and warn.
+    """
+    mesh = init_device_mesh("cpu", (2, 2))
+    kinds = [(Shard(0), Shard(0)), (Shard(0), Replicate()), (Replicate(), Shard(1))]
+    kinds += [(Replicate(), Replicate()), None]
+    for chosen, n_reductions in ((kinds, 2), (kinds[1:2], 1), (kinds[3:], 0)):
+        shapes = {str(kind): (5 + i, 6 + i) for i, kind in enumerate(chosen)}
+        values = [torch.nn.Parameter(value) for value in values_of(shapes).values()]
+        whole = make_optimizer(values, backend, max_grad_norm=0.1)
+        placed = [
+            torch.nn.Parameter(value.detach() if kind is None else place_like(value, mesh, kind))
+            for kind, value in zip(chosen, values, strict=True)
+        ]
+        optimizer = make_optimizer(placed, backend, max_grad_norm=0.1)
+        train(whole)
+        count = mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce)
+        with count as reduce, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(optimizer)
+        assert reduce.call_count == n_reductions * N_STEPS
+        torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm)
+
+
+def check_norms_split_by_hand(backend, max_norm=0.1):
+    """Each process holds some parameters, one of them none: the norm is that of all."""
+    whole = in_one_process(backend, max_grad_norm=max_norm, eps=1e-2)
+    owned = [index for index in range(len(SHAPES)) if index % 3 == dist.get_rank()]
+    params = [torch.nn.Parameter(value) for value in values_of().values()]
+    own = [params[index] for index in owned]
+    for group in (None, dist.group.WORLD):
+        optimizer = make_optimizer(
+            [{"params": own, "stream_ids": owned}],
+            backend,
+            max_grad_norm=max_norm,
+            norm_group=group,
+            eps=1e-2,
+        )
+        for step in range(N_STEPS):
+            for index, param in enumerate(params):
+                param.grad = make_grad(param, index, step)
+            optimizer.step()
+        if group is None:  # control: a norm of its own, None where there is no gradient
+            assert optimizer.grad_norm is None or optimizer.grad_norm < 0.9 * whole.grad_norm
+            for param, value in zip(params, values_of().values(), strict=True):
+                param.data.copy_(value)
+    torch.testing.assert_close(float(optimizer.grad_norm), float(whole.grad_norm))
+    for index in owned:
+        torch.testing.assert_close(params[index], params_of(whole)[index], rtol=1e-5, atol=1e-7)
+
+
+def check_zero_redundancy(backend):
+    """Arguments of the whole optimizer arrive; the norm of all parameters is the bound."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
+
+    params = [torch.nn.Parameter(value) for value in values_of().values()]
+    arguments = {
+        "max_grad_norm": 0.1,
+        "masked_norm": False,
+        "norm_group": dist.group.WORLD,
+        "state_dtype": torch.bfloat16,
+        "backend": backend,
+        "drop_prob": 0.25,
+    }
+    zero = ZeroRedundancyOptimizer(params, FusedGradDropAdamW, **arguments)
+    whole = make_optimizer([p.detach().clone().requires_grad_() for p in params], backend, lr=1e-3)
+    whole.max_grad_norm = 0.1
+    train(whole)
+    for step in range(N_STEPS):
+        for index, param in enumerate(params):
+            param.grad = make_grad(param, index, step)
+        zero.step()
+    torch.testing.assert_close(float(zero.optim.grad_norm), float(whole.grad_norm))
+    assert (zero.optim._backend, zero.optim._state_dtype) == (backend, torch.bfloat16)
+    assert all(group["drop_prob"] == 0.25 for group in zero.optim.param_groups)
+    # What holds for all groups is in none of them, so that a state goes anywhere.
+    saved = zero.optim.state_dict()
+    assert not arguments.keys() - {"drop_prob"} & saved["param_groups"][0].keys()
+    with pytest.raises(ValueError, match="expected backend as an argument of the optimizer"):
+        make_optimizer([{"params": [torch.ones(2)], "backend": "triton"}], backend)
+
+
 def check_gradients_placed_otherwise(backend):
     """A gradient whose reduction is pending, or that is replicated, is that gradient."""
     mesh = init_device_mesh("cpu", (N_PROCESSES,))
@@ -210,6 +296,22 @@ def check_a_pending_parameter():
     param = torch.nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
     with pytest.raises(ValueError, match="expected a sharded or replicated parameter"):
         FusedGradDropAdamW([param])
+
+
+def check_dtensors_as_arguments():
+    """Each argument of graddrop_adamw_ is looked at; nothing has changed then."""
+    mesh = init_device_mesh("cpu", (N_PROCESSES,))
+    sharded = DTensor.from_local(torch.ones(2), mesh, [Shard(0)])
+    scalar = DTensor.from_local(torch.ones(()), mesh, [Replicate()])
+    names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
+    plain = {name: [torch.ones(2)] for name in names} | {"state_steps": [torch.zeros(())]}
+    for name in (*names, "lr", "drop_prob", "found_inf"):
+        given = plain | {"lr": 0.1, "draw": 0}
+        given[name] = [sharded] if name in names else scalar
+        with pytest.raises(TypeError, match=rf"expected {name} .*DTensor.*\.to_local\(\)"):
+            graddrop_adamw_(**given)
+    assert all(torch.equal(plain[name][0], torch.ones(2)) for name in names[:-1])
+    assert torch.equal(sharded.to_local(), torch.ones(2))
 
 
 def check_a_wrong_place(backend):
@@ -310,6 +412,9 @@ def test_shards_step_as_one_process(processes, backend, mesh_shape, placements):
         check_fully_shard,
         check_fsdp_over_tensor_parallel,
         check_training,
+        check_norms_of_a_mesh,
+        check_norms_split_by_hand,
+        check_zero_redundancy,
         check_gradients_placed_otherwise,
         check_a_wrong_place,
     ],
@@ -322,6 +427,11 @@ def test_sharded_training_is_that_of_one_process(processes, backend, check):
 def test_a_pending_parameter_is_refused(processes):
     """A parameter whose own reduction is pending has no values to step."""
     processes.run(check_a_pending_parameter)
+
+
+def test_the_function_refuses_dtensors(processes):
+    """By name, and with what to do: it cannot tell which of its lists lie alike."""
+    processes.run(check_dtensors_as_arguments)
 
 
 @pytest.mark.parametrize(
