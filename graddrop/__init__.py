@@ -11,11 +11,23 @@ if TYPE_CHECKING:
     from .functional import graddrop_adamw_
     from .mask import Shard
     from .optimizer import FusedGradDropAdamW
+    from .trainer import trainer_kwargs
 
 __version__ = "0.1.0"
-__all__ = ["FusedGradDropAdamW", "Shard", "graddrop_adamw_", "schedules", "__version__"]
-
-_HOMES = {"FusedGradDropAdamW": "optimizer", "Shard": "mask", "graddrop_adamw_": "functional"}
+_HOMES = {
+    "FusedGradDropAdamW": "optimizer",
+    "Shard": "mask",
+    "graddrop_adamw_": "functional",
+    "trainer_kwargs": "trainer",
+}
+__all__ = [
+    "FusedGradDropAdamW",
+    "Shard",
+    "graddrop_adamw_",
+    "schedules",
+    "trainer_kwargs",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

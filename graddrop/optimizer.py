@@ -15,6 +15,7 @@ from .state.checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_sta
 from .state.counters import Counters
 from .state.group_knobs import GroupKnobs
 from .state.groups import OF_ALL_GROUPS, Group, complete, draw_of
+from .state.log_values import mask_values
 from .state.plan_cache import Planner
 from .state.skipping import Skipping, check_skippable
 from .step.backends import BACKENDS, resolve
@@ -297,6 +298,33 @@ class FusedGradDropAdamW(Optimizer):
                 if layer is not None:
                     by_layer[layer] = by_layer.get(layer, True) and id(param) in dropped
         return sorted(layer for layer, whole in by_layer.items() if whole)
+
+    def log_values(self, *, wait: bool = False) -> dict[str, Any]:
+        """What a run wants to log, after a step: its norm, and the masks of the next step.
+
+        Args:
+            wait: read what a device holds. Otherwise nothing waits for one: numbers on it are 0-dim
+                tensors, and wholes that are dropped are not counted but expected.
+
+        Returns:
+            ``grad_norm``: of the last step, as :attr:`grad_norm`; None where none is looked at.
+            ``drop_prob``: in force, mean over the entries of the groups that are masked.
+            ``kept_fraction``: of the entries of all parameters. ``kept_is_exact``: whether it is
+            counted, as for decisions on whole parameters and layers, or expected, as for drawn
+            entries and rows. ``dropped_layers``: as :meth:`dropped_layers`; None unless ``wait``.
+
+        Raises:
+            ValueError: a param group holds a value outside its range.
+        """
+        knobs = self._next_knobs() if wait else self._knobs.read(self.param_groups)
+        if wait:
+            self._counters.sync(self.param_groups)
+        norm = self.grad_norm
+        return {
+            "grad_norm": norm.item() if wait and norm is not None else norm,
+            **mask_values(self.param_groups, knobs, wait=wait),
+            "dropped_layers": self.dropped_layers() if wait else None,
+        }
 
     @contextmanager
     def skip_dropped(self) -> Iterator[None]:

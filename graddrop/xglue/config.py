@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from graddrop.xglue.methods import EXEMPTIONS, METHODS
+from graddrop.exemptions import EXEMPTIONS
+from graddrop.xglue.methods import METHODS
 from graddrop.xglue.names import meant
 from graddrop.xglue.tasks import get_task
 
@@ -151,7 +152,7 @@ class FinetuneConfig:
                 f"got {' '.join(self.evaluate) or 'nothing'}"
             )
         for kind in self.exempt:
-            _one_of("exempt", kind, tuple(EXEMPTIONS))
+            _one_of("exempt", kind, EXEMPTIONS)
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -1,13 +1,13 @@
 """The fine-tuning methods that are compared, as one table: adding a method is adding a row."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graddrop.exemptions import exempt_names, head_of, is_bias, is_norm, owned_parameters
 from graddrop.methods import PRESETS
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -70,45 +70,6 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def head_of(model: "PreTrainedModel") -> frozenset[str]:
-    """Return the names of the head's parameters, see `graddrop.xglue.heads.model.load_model`."""
-    loaded: Any = model
-    return loaded.head_parameters
-
-
-def set_head(model: "PreTrainedModel", names: frozenset[str]) -> None:
-    """Say which parameters are the head's."""
-    loaded: Any = model
-    loaded.head_parameters = names
-
-
-def _is_head(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
-    return name in head_of(model)
-
-
-def _is_embedding(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
-    from torch import nn
-
-    return isinstance(module, nn.Embedding)
-
-
-def _is_norm(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def _is_bias(model: "PreTrainedModel", name: str, module: "nn.Module") -> bool:
-    return name.endswith("bias")
-
-
-EXEMPTIONS: Mapping[str, Callable[["PreTrainedModel", str, "nn.Module"], bool]] = {
-    "head": _is_head,
-    "embeddings": _is_embedding,
-    "norms": _is_norm,
-    "biases": _is_bias,
-}
-"""Kinds of parameters that may be exempt from masking, with the rule that tells them."""
-
-
 def parameter_groups(
     model: "PreTrainedModel",
     weight_decay: float,
@@ -122,7 +83,7 @@ def parameter_groups(
     Args:
         model: The model; parameters that need no gradient are left out.
         weight_decay: For everything but biases and norms, which get none.
-        exempt: Keys of `EXEMPTIONS`; parameters of these kinds get `drop_prob=0`.
+        exempt: Of `graddrop.exemptions.EXEMPTIONS`; parameters of these kinds get `drop_prob=0`.
         granularity: What shares one decision; with `layer` parameters outside the layers get
             `drop_prob=0` as well.
         masked: Settings of the other parameters' groups.
@@ -131,23 +92,19 @@ def parameter_groups(
         Up to four groups of named parameters, in the model's order within each.
     """
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for prefix, module in model.named_modules():
-        for local, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{local}" if prefix else local
-            if not parameter.requires_grad:
-                continue
-            plain = _is_norm(model, name, module) or _is_bias(model, name, module)
-            unmasked = any(EXEMPTIONS[kind](model, name, module) for kind in exempt)
-            unmasked |= granularity == "layer" and _layer_of(name) is None
-            group = groups.setdefault(
-                (plain, unmasked),
-                {
-                    "params": [],
-                    "weight_decay": 0.0 if plain else weight_decay,
-                    **({"drop_prob": 0.0} if unmasked else masked or {}),
-                },
-            )
-            group["params"].append((name, parameter))
+    exempted = exempt_names(model, exempt)
+    for name, parameter, module in owned_parameters(model):
+        plain = is_norm(name, module) or is_bias(name)
+        unmasked = name in exempted or (granularity == "layer" and _layer_of(name) is None)
+        group = groups.setdefault(
+            (plain, unmasked),
+            {
+                "params": [],
+                "weight_decay": 0.0 if plain else weight_decay,
+                **({"drop_prob": 0.0} if unmasked else masked or {}),
+            },
+        )
+        group["params"].append((name, parameter))
     return list(groups.values())
 
 

@@ -24,16 +24,15 @@ from transformers import (
     XLMConfig,
 )
 
+from graddrop.exemptions import EXEMPTIONS, head_of
 from graddrop.mask import layer_of
 from graddrop.xglue.controls import mean_step
 from graddrop.xglue.heads import model as model_module
 from graddrop.xglue.heads.model import load_model, load_tokenizer
 from graddrop.xglue.methods import (
-    EXEMPTIONS,
     METHODS,
     check_layers,
     freeze_all_but_head,
-    head_of,
     parameter_groups,
     release_order,
 )
@@ -377,7 +376,7 @@ def test_groups_hold_every_parameter_once() -> None:
     task = get_task("pos")
     model = load_model("tiny", task, load_tokenizer("tiny", ["a b"]), seed=0)
     names = [name for name, _ in model.named_parameters()]
-    for exempt in ((), ("head",), tuple(EXEMPTIONS)):
+    for exempt in ((), ("head",), EXEMPTIONS):
         groups = parameter_groups(model, 0.1, exempt)
         assert sorted(name for group in groups for name, _ in group["params"]) == sorted(names)
         unmasked = [n for group in groups if "drop_prob" in group for n, _ in group["params"]]

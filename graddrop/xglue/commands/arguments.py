@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from graddrop.exemptions import EXEMPTIONS
 from graddrop.xglue.config import (
     DROP_SCHEDULES,
     EVALUATIONS,
@@ -14,7 +15,7 @@ from graddrop.xglue.config import (
     SELECTIONS,
     FinetuneConfig,
 )
-from graddrop.xglue.methods import EXEMPTIONS, METHODS
+from graddrop.xglue.methods import METHODS
 from graddrop.xglue.sweep.runner import ENGINES
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
 from graddrop.xglue.training.pretrain_config import HEAD_SIZE, PretrainConfig

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from graddrop.exemptions import set_head
 from graddrop.xglue.config import TINY
 from graddrop.xglue.heads import HEADS
-from graddrop.xglue.methods import set_head
 from graddrop.xglue.tasks import Task
 
 if TYPE_CHECKING:

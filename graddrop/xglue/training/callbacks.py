@@ -5,7 +5,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from graddrop.xglue.methods import head_of, release_order
+from graddrop.exemptions import head_of
+from graddrop.xglue.methods import release_order
 from graddrop.xglue.training.order import LengthSampler
 
 
@@ -42,17 +43,6 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         """Ask for the loss, if a checkpoint is due."""
         control.should_log |= control.should_save
-
-
-class NewMaskEachEpoch(TrainerCallback):
-    """Begin the mask of an epoch, for optimizers with `period="epoch"`."""
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Name the epoch, so that one resumed in its middle goes on with its own mask."""
-        # The Trainer hands out accelerate's wrapper.
-        kwargs["optimizer"].optimizer.new_mask(int(state.epoch or 0))
 
 
 class NewOrderEachEpoch(TrainerCallback):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import graddrop
+from graddrop.exemptions import head_of, set_head
 from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.data.sources import open_source
 from graddrop.xglue.heads import HEADS
@@ -17,9 +18,7 @@ from graddrop.xglue.methods import (
     METHODS,
     check_layers,
     freeze_all_but_head,
-    head_of,
     parameter_groups,
-    set_head,
 )
 from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
@@ -237,7 +236,8 @@ def _optimizer(
 def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
     from transformers import EarlyStoppingCallback
 
-    from graddrop.xglue.training.callbacks import Checkpoints, GradualUnfreezing, NewMaskEachEpoch
+    from graddrop.trainer import NewMaskEachEpoch
+    from graddrop.xglue.training.callbacks import Checkpoints, GradualUnfreezing
 
     callbacks: list[TrainerCallback] = [Checkpoints(config.save_steps)]
     if config.knobs().get("period") == "epoch":
