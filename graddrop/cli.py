@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] == __package__:
             raise
-        message = f'error: {error.name} is not installed; pip install "graddrop[xglue]"'
+        message = f'error: {error.name} is not installed; in a checkout: pip install ".[xglue]"'
     except KeyboardInterrupt:
         status, message = INTERRUPTED, f"interrupted; {command.again}"
     except BrokenPipeError:

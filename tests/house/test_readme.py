@@ -1,6 +1,7 @@
 """The README keeps its word."""
 
 import re
+import tomllib
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_the_first_example_runs_as_it_stands():
 
 
 def test_the_trainer_takes_both_ways(tmp_path):
-    """Both examples make the Trainer's optimizer: one by its class, one with groups of our own."""
+    """Both examples make the Trainer's optimizer: by what it knows, and with groups of our own."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -42,11 +43,14 @@ def test_the_trainer_takes_both_ways(tmp_path):
         ),
         "data": [{"input_ids": [1, 2, 3], "labels": 0}] * 4,
     }
+    given = None
     for example in examples:
         torch.manual_seed(0)
         names["model"] = transformers.BertForSequenceClassification(config)
         exec(compile(example, str(README), "exec"), names)
         names["trainer"].train()
+        given = given or names["trainer"].optimizer.optimizer
+    assert {group["drop_prob"] for group in given.param_groups} == {0.5, 0.0}
     body, head = names["optimizer"].param_groups
     assert set(body["layers"]) == {0, 1} and body["drop_prob"] == 0.5
     assert set(head["layers"]) == {None} and head["drop_prob"] == 0.0
@@ -60,3 +64,36 @@ def test_what_it_links_to_exists():
         assert (README.parent / target).exists(), target
     for script in re.findall(r"`(?:python|pytest)(?: -s)? ([\w/]+\.py)", text):
         assert (README.parent / script).exists(), script
+
+
+PIP_LINES = re.compile(r"pip install [^`\n]*")
+
+
+def installs(text):
+    """Arguments of each ``pip install`` of a text, up to a comment or the end of its quotes."""
+    return [
+        re.split(r"\s+#|`|[\"']?,? *$|\)", line)[0].removeprefix("pip install ").strip()
+        for line in PIP_LINES.findall(text)
+    ]
+
+
+def wrong_installs(text):
+    """Those that name us as an index would: no index has us. A checkout is ".", with extras."""
+    return [line for line in installs(text) if re.search(r"\bgraddrop\b", line)]
+
+
+def test_every_pip_line_can_work():
+    """Documents and messages install a checkout, by extras that there are, or others' packages."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = set(extras["optional-dependencies"])
+    files = [README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    files += [*ROOT.glob("graddrop/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+    lines = {path: installs(path.read_text(encoding="utf-8")) for path in files}
+    assert sum(map(len, lines.values())) >= 5
+    for path, found in lines.items():
+        assert wrong_installs(path.read_text(encoding="utf-8")) == [], path
+        for line in found:
+            for names in re.findall(r"\.\[([\w,-]*)\]", line):
+                assert set(names.split(",")) <= known, (path, line)
+    assert wrong_installs('pip install "graddrop[xglue]"')  # negative controls
+    assert wrong_installs('pip install "graddrop[xglue] @ ."')

@@ -25,7 +25,8 @@ def connect() -> int:
         import ray
     except ImportError as error:
         raise ValueError(
-            "the engine ray needs Ray, which is not installed: pip install 'graddrop[cluster]'"
+            "the engine ray needs Ray, which is not installed: in a checkout: "
+            'pip install ".[cluster]"'
         ) from error
     if not ray.is_initialized():
         # What jobs print is in their logs; the driver's screen has the progress.

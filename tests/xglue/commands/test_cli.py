@@ -227,7 +227,7 @@ def test_a_missing_library_is_one_line_that_says_how_to_get_it(
         assert main([command, *rest]) == 2
         shown = capsys.readouterr().err
         assert shown.startswith(f"graddrop {command}: error: "), shown
-        assert shown.endswith('is not installed; pip install "graddrop[xglue]"\n'), shown
+        assert shown.endswith('is not installed; in a checkout: pip install ".[xglue]"\n'), shown
     monkeypatch.setitem(sys.modules, "graddrop.xglue.commands.score", None)
     with pytest.raises(ModuleNotFoundError):
         main(["score", "--task", "pos", "--predictions", "P", "--data", "D"])
