@@ -12,7 +12,7 @@ try:
 except ImportError:  # as on Windows
     fcntl = None
 
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 """What file systems answer that have none, as some that are shared over a network."""
 
 
@@ -46,7 +46,7 @@ def take(file: IO[str], *, shared: bool = False, wait: bool = False) -> Lock:
     except BlockingIOError:
         return Lock.BUSY
     except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
+        if error.errno not in WITHOUT_LOCKS:
             raise OSError(error.errno, error.strerror, file.name) from error
         _warn(file.name, f"its file system has no locks ({error.strerror})")
         return Lock.ABSENT

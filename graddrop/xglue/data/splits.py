@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from graddrop.xglue.data.layouts import DataError, Example
 from graddrop.xglue.data.sources import Source
+from graddrop.xglue.locks import WITHOUT_LOCKS
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def load_split(
         DataError: If the split is missing, empty or malformed.
         OSError: If it cannot be read, or the cache cannot be written.
     """
+    import datasets
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
     from datasets.fingerprint import Hasher
@@ -57,6 +59,12 @@ def load_split(
         )
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        # Which names no file.
+        why = f"{error.strerror} in the cache of datasets; set HF_DATASETS_CACHE to a local folder"
+        raise OSError(error.errno, why, str(datasets.config.HF_DATASETS_CACHE)) from error
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 

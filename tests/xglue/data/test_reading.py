@@ -1,5 +1,7 @@
 """Laws of sources: every kind of them, and the cache."""
 
+import errno
+import fcntl
 import os
 import tarfile
 from pathlib import Path
@@ -224,6 +226,22 @@ def test_an_edit_of_equal_length_is_seen(tmp_path: Path) -> None:
         os.utime(path, (seconds, seconds))
         found.append(load_split(task, source, "dev").to_list())
     assert len(texts[0]) == len(texts[1]) and found[0] != found[1]
+
+
+def test_a_cache_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library locks it, and says neither where it is nor what to do."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    write_archive(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    with pytest.raises(
+        OSError, match="No locks available in the cache.*HF_DATASETS_CACHE"
+    ) as error:
+        load_split(get_task("pos"), FolderSource(tmp_path), "dev")
+    assert error.value.filename == cache
 
 
 def test_errors_pass_through_the_cache(tmp_path: Path) -> None:
