@@ -1,5 +1,6 @@
 """Laws of launchers: they are used unchanged, one process speaks and writes, none is a surprise."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 pytest.importorskip("transformers", reason="needs the extra xglue")
 pytest.importorskip("datasets", reason="needs the extra xglue")
 
+import transformers
 from transformers import TrainingArguments
 
+from graddrop.xglue.heads.model import tiny_config, train_tokenizer
 from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.training.arguments import OneDeviceArguments
 from graddrop.xglue.training.run import FinetuneConfig, finetune
@@ -36,37 +39,63 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that is the same in each forward pass: it drops nothing out."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(["nothing in particular"], 300)
+    config = tiny_config(len(tokenizer))
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    transformers.set_seed(0)
+    transformers.XLMRobertaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_processes_make_one_run(launcher: str, data: Path, tmp_path: Path) -> None:
-    """They share the examples out; there is one table, one result, and every language in it."""
+def test_processes_make_one_run(launcher: str, data: Path, model: Path, tmp_path: Path) -> None:
+    """They share the examples out; there is one table, one result, and every language in it.
+
+    It is the training that one process makes of the whole batches: the same masks and losses.
+    """
     output = tmp_path / "run"
     arguments, n_processes = LAUNCHERS[launcher]
     command = [sys.executable, "-m", *arguments.split(), "graddrop.cli", "finetune"]
     command += ["--task", "pos", "--data", str(data), "--output", str(output), "--seed", "1"]
-    command += ["--method", "graddrop", "--epochs", "1", "--batch-size", "4", "--log-steps", "2"]
+    command += ["--model", str(model), "--method", "graddrop", "--epochs", "1", "--lr", "1e-3"]
+    command += ["--batch-size", "4", "--log-steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((output / "result.json").read_text())
     assert result["steps"] == 48 / (4 * n_processes)
     assert done.stdout.count("Written to") == 1
     assert len(result["scores"]["test"]) == 8
-    # Another number of processes is another run: batches and random numbers differ.
     assert result["config"]["processes"] == n_processes
     alone = FinetuneConfig(
         "pos",
         str(data),
         str(output),
+        model=str(model),
         method="graddrop",
         epochs=1,
+        lr=1e-3,
         batch_size=4,
         log_steps=2,
         seed=1,
     )
     if n_processes == 1:
         assert finetune(alone, resume=True) == result
-    else:
-        with pytest.raises(RunFolderError, match=r"\(processes: there 2, asked 1\)"):
-            finetune(alone, resume=True)
+        return
+    # Dropout would be another with another number of processes, so it is another run.
+    with pytest.raises(RunFolderError, match=r"\(processes: there 2, asked 1\)"):
+        finetune(alone, resume=True)
+    whole = dataclasses.replace(alone, output=str(tmp_path / "whole"), batch_size=8)
+    losses, expected = (
+        [entry["loss"] for entry in run["history"] if "loss" in entry]
+        for run in (result, finetune(whole))
+    )
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[0] - losses[-1] > 0.02, "nothing was learnt that could differ"
 
 
 def test_processes_that_the_launcher_has_not_started_are_refused(
