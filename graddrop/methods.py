@@ -11,23 +11,90 @@ class Preset:
 
     Attributes:
         source: who published it, and where we read more into it than its text says.
+        law: what a step, or a training, does that makes it this method.
         knobs: keyword arguments of the optimizer; ``drop_prob`` stays the user's.
+        differs: where this implementation is not the published one; empty: nowhere that we know.
     """
 
     source: str
+    law: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    differs: str = ""
 
 
 _GRADDROP = "O'Neill & Dutta 2023, arXiv 2307.10098, in our reading of its abstract"
+_DRAWING = (
+    "our reading of a drawing by J. O'Neill of 2021 (jamesoneill12.github.io, "
+    "epoch_grad_mask_both_variants.pdf), whose cells we take for those that are trained"
+)
+_DRAWN = (
+    "drop_prob = 1, 13/16, 10/16, 7/16 for an epoch each, then 7/16, with the head exempt; cells "
+    "are drawn by chance, where the drawing has each of them once"
+)
+_OUTSIDE = "parameters in no layer, embeddings and head among them, are always trained"
 
 PRESETS: Mapping[str, Preset] = {
-    "graddrop": Preset(_GRADDROP),
-    "graddrop-epoch": Preset(_GRADDROP, {"period": "epoch"}),
-    "layer-graddrop": Preset(_GRADDROP, {"granularity": "layer"}),
-    "child-tuning-f": Preset("Xu et al. 2021, arXiv 2109.05687", {"rescale": True}),
-    "lr-dropout": Preset("Lin et al. 2019, arXiv 1912.00144", {"site": "update"}),
+    "graddrop": Preset(_GRADDROP, "entries of gradients are zero with probability p at each step"),
+    "graddrop-epoch": Preset(
+        _GRADDROP, "entries of gradients are zero for an epoch", {"period": "epoch"}
+    ),
+    "layer-graddrop": Preset(
+        _GRADDROP, "gradients of whole layers are zero at each step", {"granularity": "layer"}
+    ),
+    "child-tuning-f": Preset(
+        "Xu et al. 2021, arXiv 2109.05687, task-free",
+        "what is kept of a gradient is divided by the keep probability",
+        {"rescale": True},
+    ),
+    "lr-dropout": Preset(
+        "Lin et al. 2019, arXiv 1912.00144",
+        "moments see all gradients; the steps of entries are dropped",
+        {"site": "update"},
+    ),
     "half-fine-tuning": Preset(
-        "Hui et al. 2024, arXiv 2404.18466, each tensor drawn for itself",
-        {"granularity": "tensor", "period": "epoch", "site": "freeze"},
+        "Hui et al. 2024, arXiv 2404.18466 (HFT)",
+        "exactly half of the tensors are frozen for a stage, state included",
+        {"granularity": "tensor", "select": "exact", "period": "epoch", "site": "freeze"},
+        "published for drop_prob = 1/2 and for each category of matrices by itself: param groups, "
+        "one for each category, whose seeds differ; new_mask() begins a stage",
+    ),
+    "lisa": Preset(
+        "Pan et al. 2024, arXiv 2403.17919 (LISA)",
+        "exactly so many random layers are trained for K steps, the others are frozen",
+        {"granularity": "layer", "select": "exact", "period": 20, "site": "freeze"},
+        f"drop_prob = 1 - trained / layers; period is K; {_OUTSIDE}, as published",
+    ),
+    "badam": Preset(
+        "Luo et al. 2024, arXiv 2404.02827 (BAdam)",
+        "one layer after the other is trained for K steps, each once before any a second time",
+        {"granularity": "layer", "select": "shuffled", "period": 100, "site": "freeze"},
+        "drop_prob = 1 - 1 / layers; period is K; moments and step counts go on where a layer's "
+        f"last turn left them, where BAdam begins anew; {_OUTSIDE}: leave them out of the "
+        "optimizer to train layers alone",
+    ),
+    "skip-update": Preset(
+        "arXiv 2602.15322 (SkipUpdate)",
+        "moments see all gradients; whole tensors skip their step, the others' is divided by the "
+        "keep probability",
+        {"granularity": "tensor", "site": "update", "rescale": True},
+        "published for drop_prob = 1/2; decay is skipped with the step and not rescaled",
+    ),
+    "random-masking": Preset(
+        "Xu & Zhang 2024, arXiv 2405.02596",
+        "one random set of entries is trained from beginning to end, the others never move",
+        {"period": "run", "site": "freeze"},
+        "drop_prob is a multiple of 1/65536, so at least 1.5e-5 of the entries are trained",
+    ),
+    "sparse-unfreezing": Preset(
+        _DRAWING,
+        "new entries are released in each epoch, and the earlier ones dropped again",
+        {"period": "epoch", "site": "update"},
+        _DRAWN,
+    ),
+    "sparse-unfreezing-cumulative": Preset(
+        _DRAWING,
+        "entries are released epoch by epoch and stay released",
+        {"period": "run", "site": "update"},
+        _DRAWN,
     ),
 }

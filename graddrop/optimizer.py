@@ -69,8 +69,9 @@ class FusedGradDropAdamW(Optimizer):
             drawn anew for each round). Of n units ``round(n drop_prob)`` are dropped, so
             ``1 - 2 / 12`` keeps 2 of 12. Groups that agree in granularity, select, drop_prob,
             period and seed are counted together. See :func:`graddrop.mask.keep_units`.
-        period: how long a mask lives: ``"step"``, an int K >= 1 (K steps) or ``"epoch"`` (until
-            :meth:`new_mask` is called).
+        period: how long a mask lives: ``"step"``, an int K >= 1 (K steps), ``"epoch"`` (until
+            :meth:`new_mask` is called) or ``"run"`` (one draw for the whole training: where
+            ``drop_prob`` falls, what was kept stays kept).
         site: where the mask acts: ``"grad"`` (masked gradients enter the moments), ``"update"``
             (dense moments; the parameter moves only where kept) or ``"freeze"`` (where dropped
             nothing changes, moments included; a tensor that one decision drops keeps its ``step``).

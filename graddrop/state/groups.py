@@ -12,7 +12,8 @@ from ..step.sharding import INSTEAD_OF_PARTITIONS
 
 Group = dict[str, Any]
 
-PERIODS = {"step": 1, "epoch": 0}  # 0: masks are begun by hand
+# Steps that a mask lives. 0: masks are begun by hand; no run makes as many as 2**52.
+PERIODS = {"step": 1, "epoch": 0, "run": 1 << 52}
 COUNTERS = ("steps_finished", "masks_begun")
 _BETAS = ("beta1", "beta2")  # fields of Knobs that a group holds as one pair
 KNOBS = ("betas", *(name for name in FIELDS if name not in _BETAS))  # keys of a group

@@ -69,7 +69,7 @@ class FinetuneConfig:
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         exempt: Parameters that are never masked: some of `head`, `embeddings`, `norms`, `biases`.
         granularity: What shares one decision: `element`, `row`, `tensor` or `layer`.
-        period: How long a mask lives: `step`, `epoch`, or a number of steps.
+        period: How long a mask lives: `step`, `epoch`, `run`, or a number of steps.
         site: Where the mask acts: `grad`, `update` or `freeze`.
         rescale: Whether what is kept is scaled by the inverse of the keep probability.
         unfreeze_over: Share of the training, in (0, 1], over which gradual unfreezing releases the
@@ -219,7 +219,7 @@ class FinetuneConfig:
         assert self.batch_size is not None
         if not METHODS[self.method].shrinks_batch:
             return self.batch_size
-        keep = 1 - (self.drop_probs or (METHODS[self.method].drop_prob,))[0]
+        keep = 1 - (self.drop_probs or METHODS[self.method].drop_probs)[0]
         size = round(keep * self.batch_size)
         if size < 1 or not math.isclose(size, keep * self.batch_size):
             raise ValueError(
@@ -251,7 +251,7 @@ class FinetuneConfig:
         Of several drop probabilities it is the first.
         """
         method = METHODS[self.method]
-        drop_prob = (self.drop_probs or (method.drop_prob,))[0]
+        drop_prob = (self.drop_probs or method.drop_probs)[0]
         names = ("granularity", "period", "site", "rescale")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         masks = (

@@ -19,8 +19,8 @@ class Method:
         summary: What it does, in a few words.
         masks: Knobs of the optimizer that make its masks (see `graddrop.methods.PRESETS`); None
             masks nothing.
-        drop_prob: Drop probability unless the user names another; of controls, that of the masks
-            whose control they are.
+        drop_prob: Drop probability unless the user names another, or one for each epoch; of
+            controls, that of the masks whose control they are.
         shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
             that masks would leave, see `graddrop.xglue.controls.mean_step`.
         shrinks_batch: Whether a step takes (1 - drop_prob) of the batch, over as many steps.
@@ -30,10 +30,15 @@ class Method:
 
     summary: str
     masks: Mapping[str, Any] | None = None
-    drop_prob: float = 0.0
+    drop_prob: float | tuple[float, ...] = 0.0
     shrinks_step: bool = False
     shrinks_batch: bool = False
     trains: str = "all"
+
+    @property
+    def drop_probs(self) -> tuple[float, ...]:
+        """The drop probability, or those that follow each other."""
+        return self.drop_prob if isinstance(self.drop_prob, tuple) else (self.drop_prob,)
 
 
 METHODS: Mapping[str, Method] = {
@@ -54,6 +59,44 @@ METHODS: Mapping[str, Method] = {
         "gradients of whole layers are dropped at random, anew each step",
         PRESETS["layer-graddrop"].knobs,
         0.5,
+    ),
+    "lr-dropout": Method(
+        "steps of entries are dropped at random", PRESETS["lr-dropout"].knobs, 0.5
+    ),
+    "half-fine-tuning": Method(
+        "a random half of the tensors is frozen, anew each epoch",
+        PRESETS["half-fine-tuning"].knobs,
+        0.5,
+    ),
+    "lisa": Method(
+        "of 12 layers 2 are trained, drawn anew every 20 steps; --drop-prob says how many",
+        PRESETS["lisa"].knobs,
+        1 - 2 / 12,
+    ),
+    "badam": Method(
+        "of 12 layers one is trained, another every 100 steps; --drop-prob says how many",
+        PRESETS["badam"].knobs,
+        1 - 1 / 12,
+    ),
+    "skip-update": Method(
+        "whole tensors skip their step at random, the others' is scaled",
+        PRESETS["skip-update"].knobs,
+        0.5,
+    ),
+    "random-masking": Method(
+        "one random set of entries is trained from beginning to end",
+        PRESETS["random-masking"].knobs,
+        0.9,
+    ),
+    "sparse-unfreezing": Method(
+        "random entries are released, anew each epoch, more of them in each of the first four",
+        PRESETS["sparse-unfreezing"].knobs,
+        (1.0, 13 / 16, 10 / 16, 7 / 16),
+    ),
+    "sparse-unfreezing-cumulative": Method(
+        "random entries are released in each of the first four epochs and stay released",
+        PRESETS["sparse-unfreezing-cumulative"].knobs,
+        (1.0, 13 / 16, 10 / 16, 7 / 16),
     ),
     "lr-matched": Method(
         "control of masks: standard, with the learning rate that gives masks' mean step",

@@ -95,7 +95,7 @@ def finetune(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
     )
     add("--granularity", "what shares one decision: element, row, tensor or layer", preset)
-    add("--period", "how long a mask lives: step, epoch, or steps", preset, type=_period)
+    add("--period", "how long a mask lives: step, epoch, run, or steps", preset, type=_period)
     add("--site", "where the mask acts: grad, update or freeze", preset)
     add("--rescale", "scale what is kept", preset, action=argparse.BooleanOptionalAction)
     add("--unfreeze-over", "share of the training", "1", type=float)

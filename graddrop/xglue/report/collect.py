@@ -172,7 +172,9 @@ class Experiment:
         found: dict[str, Any] = {"granularity": "element", "period": "step", "site": "grad"}
         found |= {"rescale": False}
         found |= METHODS[arm.method].masks or {}
-        found |= {name: config[name] for name in found if config.get(name) is not None}
+        # `select` of a run is another thing: which checkpoint.
+        names = found.keys() - {"select"}
+        found |= {name: config[name] for name in names if config.get(name) is not None}
         # AdamW does not see its gradients' scale.
         found["rescale"] = found["rescale"] and found["site"] == "update"
         return {**found, "exempt": sorted(config.get("exempt", ()))}

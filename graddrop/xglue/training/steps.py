@@ -56,7 +56,8 @@ def masked_lr(config: FinetuneConfig, steps: Steps) -> float:
     if not METHODS[config.method].shrinks_step:
         return config.lr
     period: Any = config.period or "step"
-    lifetime = steps.per_epoch if period == "epoch" else 1 if period == "step" else period
+    lifetimes = {"step": 1, "epoch": steps.per_epoch, "run": steps.total}
+    lifetime = lifetimes.get(period, period)
     return config.lr * mean_step(
         config.drop_probs[0],
         steps=steps.total,
