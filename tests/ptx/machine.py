@@ -71,6 +71,31 @@ class Code:
             self.ends[i] = end
 
 
+def register_type(program: Program, register: str) -> str:
+    """The type of bits that a register holds."""
+    kind = program.registers[register]
+    return kind if kind == "pred" else f"b{BITS[kind]}"
+
+
+class _Registers(dict[str, Array]):
+    """One value per thread; garbage until it is written, which compiled code may read and not use.
+
+    Args:
+        program: that names them.
+        n_threads: of the launch.
+    """
+
+    def __init__(self, program: Program, n_threads: int) -> None:
+        super().__init__()
+        self._program, self._n_threads = program, n_threads
+
+    def __missing__(self, register: str) -> Array:
+        kind = register_type(self._program, register)
+        garbage = np.uint64(_GARBAGE).astype(numpy_type(kind))
+        self[register] = np.full(self._n_threads, garbage)
+        return self[register]
+
+
 class Machine:
     """One launch.
 
@@ -102,7 +127,7 @@ class Machine:
         self.shared = np.full(room, _GARBAGE, np.uint64).view(np.uint8)
         self.shared_accesses = Accesses(8 * room, self.order, shared=True)
         self.arguments = dict(zip(code.program.parameters, arguments, strict=True))
-        self.registers: dict[str, Array] = {}
+        self.registers = _Registers(code.program, len(self.thread))
         self.special = {
             "%tid.x": (self.thread % block_size).astype(np.uint32),
             "%ctaid.x": self.block.astype(np.uint32),
@@ -121,8 +146,7 @@ class Machine:
         """Run all threads to their end.
 
         Raises:
-            Fault: an access that is misaligned, out of bounds or a race; a register that is read
-                before it is written.
+            Fault: an access that is misaligned, out of bounds or a race.
         """
         if len(self.thread):
             self._pending[0].append(self.thread)
@@ -136,16 +160,11 @@ class Machine:
 
     def write(self, register: str, lanes: Lanes, value: Array) -> None:
         """Set a register in some threads."""
-        kind = self._code.program.registers[register]
-        dtype = np.dtype(np.bool_ if kind == "pred" else UNSIGNED[BITS[kind]])
-        value = value.view(dtype)
+        value = value.view(numpy_type(register_type(self._code.program, register)))
         if lanes is ALL and value.shape == self.thread.shape:
             self.registers[register] = value
-            return
-        if register not in self.registers:
-            garbage = True if kind == "pred" else dtype.type(_GARBAGE & ((1 << BITS[kind]) - 1))
-            self.registers[register] = np.full(self.thread.shape, garbage, dtype)
-        self.registers[register][lanes] = value
+        else:
+            self.registers[register][lanes] = value
 
     def _run_some(self) -> None:
         """Run a group of threads to the next jump or label."""
@@ -280,10 +299,7 @@ def _reader(program: Program, operand: str, kind: str) -> Reader:
         _matches(program, operand, kind)
 
         def read(machine: Machine, lanes: Lanes) -> Array:
-            try:
-                return machine.registers[operand][lanes].view(dtype)
-            except KeyError:
-                raise Fault(f"{operand} is read before it is written") from None
+            return machine.registers[operand][lanes].view(dtype)
 
         return read
     if operand in ("%tid.x", "%ctaid.x", "%ntid.x", "%nctaid.x", "%laneid"):
