@@ -20,7 +20,7 @@ FLOORS = (
     ("graddrop.state",),  # 4. what an optimizer remembers between two steps
     # 5. what users import
     ("graddrop.functional", "graddrop.methods", "graddrop.optimizer", "graddrop.testing"),
-    ("graddrop.exemptions", "graddrop.trainer"),
+    ("graddrop.exemptions", "graddrop.method_pages", "graddrop.trainer"),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
     ("graddrop.xglue.locks", "graddrop.xglue.names", "graddrop.xglue.textfile"),

@@ -1,0 +1,189 @@
+"""A page of documentation for each published method, made of its row in ``graddrop.methods``.
+
+``python -m graddrop.method_pages docs/methods`` writes them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from .methods import PRESETS, Preset
+
+_SITES = {
+    "grad": (
+        "m_t = b1 m_(t-1) + (1 - b1) k s g\n"
+        "v_t = b2 v_(t-1) + (1 - b2) (k s g)^2\n"
+        "p_t = (1 - lr wd) p_(t-1) - lr m^_t / (sqrt(v^_t) + eps)"
+    ),
+    "update": (
+        "m_t = b1 m_(t-1) + (1 - b1) g\n"
+        "v_t = b2 v_(t-1) + (1 - b2) g^2\n"
+        "p_t = (1 - lr wd) p_(t-1) - s lr m^_t / (sqrt(v^_t) + eps)   where k\n"
+        "p_t = p_(t-1)                                                elsewhere"
+    ),
+    "freeze": (
+        "p_t, m_t, v_t = AdamW of s g            where k\n"
+        "p_t, m_t, v_t = p_(t-1), m_(t-1), v_(t-1)   elsewhere"
+    ),
+}
+_UNITS = {"element": "entry", "row": "row", "tensor": "tensor", "layer": "layer"}
+_SELECTS = {
+    "bernoulli": "each {unit} is dropped with probability p, by its own 16 random bits",
+    "exact": "of n {unit}s the round(n p) that come first in a random order are dropped",
+    "shuffled": (
+        "n - round(n p) of n {unit}s are kept, in turns, in an order drawn anew for each round"
+    ),
+}
+_PERIODS = {
+    "step": "drawn anew at each step",
+    "epoch": "until `new_mask()` begins another: at each epoch, say",
+    "run": "drawn once for the whole training; where p falls, what was kept stays kept",
+}
+
+
+def page(name: str) -> str:
+    """The page of a method, in Markdown.
+
+    Args:
+        name: key of ``graddrop.methods.PRESETS``.
+
+    Raises:
+        KeyError: unknown name.
+    """
+    preset = PRESETS[name]
+    knobs: dict[str, Any] = {
+        "granularity": "element",
+        "select": "bernoulli",
+        "period": "step",
+        "site": "grad",
+        "rescale": False,
+        **preset.knobs,
+    }
+    period = _PERIODS.get(knobs["period"], f"drawn anew every K = {knobs['period']} steps")
+    select = _SELECTS[knobs["select"]].format(unit=_UNITS[knobs["granularity"]])
+    scale = "1 / (realised keep probability)" if knobs["rescale"] else "1"
+    lines = [
+        f"# {name}",
+        "",
+        f"{preset.law[0].upper()}{preset.law[1:]}.",
+        "",
+        f"Source: {preset.source}.",
+        "",
+        "## Equation",
+        "",
+        "```",
+        _SITES[knobs["site"]],
+        "```",
+        "",
+        "g is the gradient, m and v the moments, hats their bias corrections, lr, wd, b1, b2, eps "
+        "AdamW's.",
+        f"k, the mask: {select}; {period}. s = {scale}.",
+        "",
+        "## Knobs",
+        "",
+        "| knob | value |",
+        "|---|---|",
+        *(f"| `{knob}` | `{value!r}` |" for knob, value in knobs.items()),
+        "| `drop_prob` | p, yours |",
+        "",
+    ]
+    if preset.differs:
+        lines += ["What to know: " + preset.differs + ".", ""]
+    lines += ["## Cost", "", _cost(knobs), "", "## Use", "", _use(name, preset)]
+    return "\n".join(lines)
+
+
+def _cost(knobs: dict[str, Any]) -> str:
+    wholes = knobs["granularity"] in ("tensor", "layer")
+    text = "No memory beyond AdamW's: masks are functions of seed, draw, parameter and element."
+    if knobs["site"] == "freeze" and wholes:
+        text += " The step neither reads nor writes what is frozen as a whole."
+    else:
+        text += (
+            " The step moves as many bytes as AdamW's: 28 per entry in fp32, in one pass; "
+            "[performance](../performance.md) has its time."
+        )
+    if wholes and knobs["site"] != "update":
+        text += (
+            "\n`optimizer.skip_dropped()` leaves out the backward pass of what is dropped: with s "
+            "the share of\nthe layers' matrix products in a step, at best 1 - p s / 3 of its time. "
+            "`python -m bench.skip_dropped`\nmeasures it."
+        )
+    return text
+
+
+def _use(name: str, preset: Preset) -> str:
+    wholes = preset.knobs.get("granularity") in ("tensor", "layer")
+    skips = wholes and preset.knobs.get("site") != "update"
+    base = "SkipDroppedMixin, Trainer" if skips else "Trainer"
+    lines = [
+        "```python",
+        "from graddrop import FusedGradDropAdamW",
+        "from graddrop.methods import PRESETS",
+        "",
+        f'knobs = PRESETS["{name}"].knobs',
+        "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, drop_prob=p, **knobs)",
+    ]
+    step = ["loss = model(**batch).loss", "loss.backward()"]
+    if skips:
+        step = ["with optimizer.skip_dropped():", *(f"    {line}" for line in step)]
+    lines += ["for batch in batches:", *(f"    {line}" for line in step)]
+    lines += ["    optimizer.step()", "    optimizer.zero_grad()"]
+    lines += ["```", "", "With transformers' Trainer:", "", "```python"]
+    if skips:
+        lines += [
+            "from graddrop.trainer import SkipDroppedMixin",
+            "",
+            "",
+            f"class MaskedTrainer({base}):",
+            "    pass",
+            "",
+            "",
+            "arguments = TrainingArguments(..., max_grad_norm=0)",
+        ]
+    maker = "MaskedTrainer" if skips else "Trainer"
+    lines += [
+        "named = list(model.named_parameters())  # the names give the layers",
+        'settings = {"params": named, "lr": 2e-5, "drop_prob": p, **knobs}',
+        f"trainer = {maker}(",
+        "    model,",
+        "    arguments,",
+        "    train_dataset=data,",
+        "    optimizer_cls_and_kwargs=(FusedGradDropAdamW, settings),",
+        ")",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def index() -> str:
+    """The table of all methods, in Markdown."""
+    lines = [
+        "# Methods",
+        "",
+        "Published masking methods as knobs of one optimizer: each row is a preset of",
+        "`graddrop.methods.PRESETS`, whose law a test states (`tests/optimizer/test_presets.py`).",
+        "",
+        "| method | what it does | source |",
+        "|---|---|---|",
+    ]
+    lines += [f"| [{n}]({n}.md) | {p.law} | {p.source} |" for n, p in PRESETS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: str) -> None:
+    """Write all pages.
+
+    Args:
+        folder: where to; made if it is not there.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "README.md").write_text(index(), encoding="utf-8")
+    for name in PRESETS:
+        (target / f"{name}.md").write_text(page(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
