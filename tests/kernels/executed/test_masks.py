@@ -10,7 +10,8 @@ KNOBS = [
     halving(granularity=granularity, drop_prob=drop_prob)
     for granularity, drop_prob in (("element", 0.3), ("row", 0.5), ("tensor", 0.4), ("layer", 0.6))
 ]
-ELEMENT, ROW, TENSOR, LAYER = range(4)
+KNOBS += [halving(granularity="tensor", select="exact", units=tuple(range(2000, 2100)))]
+ELEMENT, ROW, TENSOR, LAYER, COUNTED = range(5)
 STEPS_FINISHED = 41
 
 
@@ -41,7 +42,8 @@ def tensors():
     ]
     wholes = [slot((2,), TENSOR, 100 + i) for i in range(400)]
     layers = [slot((3,), LAYER, 1000 + i, layer=i) for i in range(400)]
-    return elements, rows, wholes, layers
+    counted = [slot((2,), COUNTED, unit) for unit in KNOBS[COUNTED].units]
+    return elements, rows, [*wholes, *counted], layers
 
 
 def test_a_million_decisions_are_the_references(execution):

@@ -72,9 +72,10 @@ def test_without_drop_probs_each_method_has_its_preset() -> None:
     """The folder names it all the same, so that a list given later finds the run."""
     made = plan(arms=list(METHODS))
     for config in made.configs(Path("out")):
-        preset = METHODS[config.method].drop_prob
-        assert config.drop_prob == (preset or None)
-        assert (f"-p{preset}" in config.output) == bool(preset)
+        method = METHODS[config.method]
+        assert config.drop_prob == (method.drop_prob or None)
+        spelt = ",".join(map(str, method.drop_probs))
+        assert (f"-p{spelt}-" in config.output) == any(method.drop_probs)
     assert set(names(plan(arms=["graddrop"]))) == set(names(plan(drop_probs=[0.5]))) - {
         "pos-standard-s0"
     }
