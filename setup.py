@@ -3,6 +3,8 @@
 Everything that can be said as data is in `pyproject.toml`; here stands what needs a reason or code.
 """
 
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -19,6 +21,7 @@ PACKAGES = [
     "graddrop.kernels.gpu",
     "graddrop.state",
     "graddrop.step",
+    "graddrop.step.executors",
     "graddrop.xglue",
     "graddrop.xglue.commands",
     "graddrop.xglue.data",
@@ -74,7 +77,17 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def readme() -> str:
+    """Return the README with links that lead to the repository, as an index page needs them."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    files = f"{project['urls']['Repository']}/blob/main"
+    text = Path("README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({files}/\1)", text)
+
+
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     packages=PACKAGES,
     package_data={"graddrop": ["py.typed"]},
     # Only what is named: no source file of the compiled kernel in an installation.

@@ -3,6 +3,7 @@
 import ast
 import ctypes
 import email
+import email.message
 import importlib.util
 import json
 import os
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.root import ROOT
+
+import graddrop
 
 IMPORT_NAME = "kernels"  # Hugging Face publishes a package of this name; transformers looks for it
 LIBRARY = "graddrop/kernels/cpu/graddrop_cpu.so"
@@ -83,6 +86,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(workshop: Path) -> Path:
     """A copy of this tree as a clone would have it: the link is a link, nothing is compiled."""
     names = {"graddrop", "kernels", "tests", "README.md", "LICENSE", "constraints.txt"}
+    names |= {"CITATION.cff"}
     names |= {"pyproject.toml", "setup.py", "MANIFEST.in"}
     unbuilt = shutil.ignore_patterns("__pycache__", "*.so")
     for name in sorted(names):
@@ -212,14 +216,36 @@ def test_wheel_holds_every_source_file_under_one_name(checkout: Path, wheel: Pat
     assert ours - python_files(checkout) <= {"graddrop/py.typed", LIBRARY}
 
 
-def test_core_requires_torch_and_triton_only(wheel: Path) -> None:
-    """Whoever wants the optimizer alone installs nothing else."""
+def metadata_of(wheel: Path) -> email.message.Message:
+    """What an index page knows of a wheel."""
     (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
-    metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
-    required = metadata.get_all("Requires-Dist", [])
+    return email.message_from_string(zipfile.ZipFile(wheel).read(name).decode("utf-8"))
+
+
+def test_core_requires_torch_only(wheel: Path) -> None:
+    """Whoever wants the optimizer alone installs nothing else; Triton is an extra."""
+    required = metadata_of(wheel).get_all("Requires-Dist", [])
     core = [line for line in required if "extra ==" not in line]
-    assert sorted(line.split(">")[0] for line in core) == ["torch", "triton"]
-    assert len(required) > len(core), "the extras have gone"
+    assert [line.split(">")[0] for line in core] == ["torch"]
+    for extra in ("triton", "dev"):
+        assert any(line.startswith("triton") and f'"{extra}"' in line for line in required), extra
+
+
+def test_the_index_page_links_to_the_repository(wheel: Path) -> None:
+    """Every link of the README there is a whole address, and one place says whose it is."""
+    page = metadata_of(wheel)
+    (url,) = (line.split(", ")[1] for line in page.get_all("Project-URL", []))
+    assert page["Author"] and page["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]+)\)", str(page.get_payload()))
+    assert any(link == f"{url}/blob/main/docs/xglue.md" for link in links)
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """CITATION.cff and the package say the same version and licence."""
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {graddrop.__version__}\n" in citation
+    assert "\nlicense: Apache-2.0\n" in citation and "2307.10098" in citation
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
