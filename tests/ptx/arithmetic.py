@@ -388,6 +388,10 @@ def _conversion(modifiers: list[str], source: str) -> Operation:
     if target == "f32" and source == "bf16" and not rounding:
         return Operation("f32", ("b16",), lambda a: (a.astype(np.uint32) << 16).view(np.float32))
     out = numpy_type(target)
+    if source == "bf16" and target == "f64" and not rounding:
+        return Operation(
+            target, ("b16",), lambda a: (a.astype(np.uint32) << 16).view(np.float32).astype(out)
+        )
     if source.startswith("f") and not target.startswith("f"):
         (how,) = rounding
         return Operation(target, (source,), partial(_to_integer, _TO_WHOLE[how], out))
@@ -395,7 +399,7 @@ def _conversion(modifiers: list[str], source: str) -> Operation:
         (how,) = rounding
         return Operation(target, (source,), _TO_WHOLE[how])
     # Integers widen and are cut without rounding; float64 holds each float32.
-    rounds = target.startswith("f") and (source, target) != ("f32", "f64")
+    rounds = target.startswith("f") and (source, target) not in (("f32", "f64"), ("f16", "f64"))
     if rounding != ["rn"] * rounds:
         raise LookupError(modifiers)
     return Operation(target, (source,), lambda a: a.astype(out))

@@ -189,6 +189,11 @@ def test_ftz_is_flushed():
     assert root[0] == 0 and root[2] > 0
 
 
+def found_as(name, bits):
+    """A float16 as itself; numpy has no bfloat16."""
+    return bits.view(np.float16) if name == "f16" else bits
+
+
 def test_conversions_are_torchs():
     """To bfloat16 and float16: nearest, ties to even, in pairs too; integers saturate."""
     a = np.concatenate([floats(np.float32), np.float32([0, -0.0, np.inf, 65520, 1e-8, 1.00390625])])
@@ -198,6 +203,7 @@ def test_conversions_are_torchs():
         assert (found == expected).all()
         back = operation(("cvt", "f32", name)).compute(found)
         assert (back == torch.from_numpy(expected.view(np.int16)).view(dtype).float().numpy()).all()
+        assert (operation(("cvt", "f64", name)).compute(found_as(name, found)) == back).all()
         both = operation(("cvt", "rn", f"{name}x2", "f32")).compute(a, np.roll(a, 1))
         assert (both == expected.astype(np.uint32) << 16 | np.roll(expected, 1)).all()
     d = np.array([-2.5, 2.5, 1e30, -1e30, np.nan, 0.5])
