@@ -1,6 +1,6 @@
 """Machine code of the Triton kernels, compiled ahead of time: what can be promised with no GPU.
 
-    python bench/sass.py            a table for sm_90, and whether the other targets compile
+    python bench/sass.py            tables for sm_90 and gfx942, and whether other targets compile
     python bench/sass.py --json     the same as JSON, for the tests
 
 Needs Triton's own nvdisasm and cuobjdump, which its wheel carries, and no GPU. The kernels must not
@@ -26,6 +26,7 @@ from graddrop.kernels.gpu import launch
 from graddrop.kernels.gpu.norm import dense_squares, strided_squares, sum_chunks
 from graddrop.kernels.gpu.prepare import prepare
 from graddrop.kernels.gpu.step import dense_step, strided_step
+from graddrop.kernels.gpu.walk import SOURCE_LONG_ROW
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TARGETS = {
@@ -33,14 +34,16 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
 PLAIN = 1 << 0
 ELEMENT = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_GRAD)
 ROW = 1 << (abi.SOURCE_ROW * abi.N_SITES + abi.SITE_GRAD)
+LONG_ROW = 1 << (SOURCE_LONG_ROW.value * abi.N_SITES + abi.SITE_GRAD)
 TENSOR_FREEZE = 1 << (abi.SOURCE_TENSOR * abi.N_SITES + abi.SITE_FREEZE)
 FREEZE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_FREEZE)
 UPDATE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_UPDATE)
-EVERY_MODE = PLAIN | sum(1 << mode for mode in range(abi.N_SITES * abi.SOURCE_ELEMENT, abi.N_MODES))
+SEVERAL = PLAIN | ELEMENT | LONG_ROW | TENSOR_FREEZE
 
 CASES = {  # dtypes, modes, stochastic rounding
     "fp32, no mask": ((F32, F32, F32), PLAIN, False),
@@ -48,7 +51,8 @@ CASES = {  # dtypes, modes, stochastic rounding
     "fp32, element mask beside exempt tensors": ((F32, F32, F32), PLAIN | ELEMENT, False),
     "fp32, element mask, freeze": ((F32, F32, F32), FREEZE, False),
     "fp32, element mask, update": ((F32, F32, F32), UPDATE, False),
-    "fp32, row mask": ((F32, F32, F32), ROW, False),
+    "fp32, row mask": ((F32, F32, F32), LONG_ROW, False),
+    "fp32, row mask, rows of other sizes": ((F32, F32, F32), ROW, False),
     "fp32, layer mask, freeze": ((F32, F32, F32), TENSOR_FREEZE, False),
     "bf16 with fp32 moments, element mask": ((BF16, BF16, F32), ELEMENT, False),
     "fp16 with fp32 moments, element mask": ((F16, F16, F32), ELEMENT, False),
@@ -56,8 +60,14 @@ CASES = {  # dtypes, modes, stochastic rounding
     "all bf16, element mask, freeze": ((BF16, BF16, BF16), FREEZE, False),
     "bf16 with fp32 moments, element mask, stochastic rounding": ((BF16, BF16, F32), ELEMENT, True),
     "all bf16, element mask, stochastic rounding": ((BF16, BF16, BF16), ELEMENT, True),
-    "fp32, every mode in one launch": ((F32, F32, F32), EVERY_MODE, False),
+    "fp32, four modes in one launch": ((F32, F32, F32), SEVERAL, False),
 }
+
+AMD_CASES = (  # of CASES, for gfx942
+    "fp32, element mask",
+    "fp32, row mask",
+    "bf16 with fp32 moments, element mask, stochastic rounding",
+)
 
 NORM_CASES = {  # dtype of the gradients, modes, masked
     "fp32, norm of all": (F32, ELEMENT, False),
@@ -80,6 +90,8 @@ ARGUMENTS = {  # of all kernels; their other ones are constants
     "grad_scale": "*fp32",
     "found_inf": "*fp32",
     "n_tensors": "i32",
+    "tiles": "i32",
+    "first": "i32",
 }
 
 
@@ -105,7 +117,11 @@ class Report:
 
 
 def compile_kernel(
-    fn: Any, target: GPUTarget, constants: dict[str, Any], vector: int = 4
+    fn: Any,
+    target: GPUTarget,
+    constants: dict[str, Any],
+    vector: int = 4,
+    crowded: bool = False,
 ) -> CompiledKernel:
     """Compile a kernel for a target as its launch would, every pointer a multiple of 16 bytes."""
     signature = {name: ARGUMENTS.get(name, "constexpr") for name in fn.arg_names}
@@ -115,7 +131,7 @@ def compile_kernel(
         if kind.startswith("*")
     }
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=aligned)
-    options = launch.launch_options(vector, target.backend)
+    options = launch.launch_options(vector, target.backend, target.warp_size, crowded=crowded)
     return triton.compile(source, target=target, options=options)
 
 
@@ -136,7 +152,8 @@ def compile_dense(
         "STOCHASTIC": stochastic,
         "PTX": target.backend == "cuda",
     }
-    return compile_kernel(dense_step, target, constants, vector)
+    crowded = launch.is_crowded(modes, stochastic)
+    return compile_kernel(dense_step, target, constants, vector, crowded)
 
 
 def compile_squares(
@@ -153,6 +170,65 @@ def compile_squares(
         "PTX": target.backend == "cuda",
     }
     return compile_kernel(dense_squares, target, constants, vector)
+
+
+@dataclass(frozen=True)
+class AmdReport:
+    """What the gfx942 machine code of one step kernel says, as :class:`Report`.
+
+    ``spills`` are those to memory: of vector registers.
+    """
+
+    registers: int
+    spills: int
+    lds_accesses: int
+    loop: int
+    per_element: float
+    wide: dict[str, int]
+
+
+def amd_report(kernel: CompiledKernel, vector: int) -> AmdReport:
+    """Read a step kernel's machine code.
+
+    Args:
+        kernel: compiled for gfx942.
+        vector: neighbouring elements per thread in half a tile.
+    """
+    text = kernel.asm["amdgcn"]
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"^(\.LBB\d+_\d+):", line):
+            labels[label.group(1)] = len(instructions)
+        elif instruction := re.match(r"^\t([a-z][a-z0-9_]+\b.*?)(?:;.*)?$", line):
+            instructions.append(instruction.group(1).strip())
+    loops = []
+    for end, instruction in enumerate(instructions):
+        branch = re.match(r"s_(?:cbranch_\w+|branch)\s+(\.LBB\w+)", instruction)
+        if branch and labels.get(branch.group(1), end + 1) <= end:
+            loops.append(instructions[labels[branch.group(1)] : end + 1])
+    # Bounds become masks of threads; loops over full chunks have none.
+    full = [loop for loop in loops if not any("saveexec" in line for line in loop)]
+    main = max(full, key=lambda loop: sum("dwordx" in line for line in loop))
+    wide: dict[str, int] = {}
+    for line in main:
+        if access := re.match(r"(?:buffer|global)_(load|store)_(\w+)", line):
+            key = " ".join(access.groups())
+            wide[key] = wide.get(key, 0) + 1
+
+    def usage(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        assert found is not None, name
+        return int(found.group(1))
+
+    return AmdReport(
+        registers=usage("vgpr_count"),
+        spills=usage("vgpr_spill_count"),
+        lds_accesses=sum(line.startswith("ds_") for line in instructions),
+        loop=len(main),
+        per_element=len(main) / (2 * vector),
+        wide=wide,
+    )
 
 
 def disassemble(kernel: CompiledKernel) -> tuple[list[str], dict[str, int], str]:
@@ -243,6 +319,16 @@ def step_reports() -> dict[str, Report]:
     }
 
 
+def amd_reports() -> dict[str, AmdReport]:
+    """Some cases of ``dense_step`` for gfx942."""
+    found = {}
+    for name in AMD_CASES:
+        dtypes, modes, stochastic = CASES[name]
+        kernel = compile_dense(dtypes, modes, TARGETS["gfx942"], stochastic=stochastic)
+        found[name] = amd_report(kernel, launch.vector_width(dtypes, modes, stochastic))
+    return found
+
+
 def norm_reports() -> dict[str, Report]:
     """Every case of ``dense_squares`` for sm_90."""
     return {
@@ -283,10 +369,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    steps, norms, targets = step_reports(), norm_reports(), compiles_everywhere()
+    steps, norms, amd = step_reports(), norm_reports(), amd_reports()
+    targets = compiles_everywhere()
     if args.json:
         found = {"triton": triton.__version__, "targets": targets}
-        for kernel, reports in (("step", steps), ("norm", norms)):
+        for kernel, reports in (("step", steps), ("norm", norms), ("amd", amd)):
             found[kernel] = {name: asdict(one) for name, one in reports.items()}
         print(json.dumps(found))
         return
@@ -298,6 +385,15 @@ def main() -> None:
         print(
             f"| {name} | {found.per_element:.1f} | {found.registers} | {found.stack_bytes} "
             f"| {found.shared_bytes} | {accesses} |"
+        )
+    print(f"\ndense_step for gfx942, Triton {triton.__version__}")
+    print("| case | instructions per element | registers | spills | LDS | accesses per turn |")
+    print("|---|---|---|---|---|---|")
+    for name, one in amd.items():
+        accesses = ", ".join(f"{count} x {what}" for what, count in sorted(one.wide.items()))
+        print(
+            f"| {name} | {one.per_element:.1f} | {one.registers} | {one.spills} "
+            f"| {one.lds_accesses} | {accesses} |"
         )
     for target, kernels in targets.items():
         print(f"{target}: {', '.join(kernels)}")

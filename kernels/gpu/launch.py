@@ -14,7 +14,7 @@ from .capture import relaxed_capture
 from .norm import dense_squares, strided_squares, sum_chunks
 from .prepare import FLOATS, GRAD_FACTOR, INTS, prepare
 from .step import dense_step, strided_step
-from .walk import BLOCK, TILES
+from .walk import BLOCK, SOURCE_LONG_ROW, TILES
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PREPARE_BLOCK = 128  # tensors per program, one a thread
@@ -46,8 +46,9 @@ class Launch:
         stochastic: parameters are bfloat16 and rounded at random.
         strided: entries are located one by one.
         aligned: every origin is a multiple of 16 bytes; not looked at if ``strided``.
+        tiles: per chunk; not looked at if ``strided``.
         chunks: int32 [n_chunks, 2] on the device: row of the tensor table, chunk within the tensor.
-        modes: bit m is set iff a tensor has mode m.
+        modes: bit m is set iff a tensor has mode m, see `_long_rows_named`.
         rows: of the tensor table, in the order of the chunks.
         n_chunks: chunks per tensor, int64 [len(rows)].
     """
@@ -56,6 +57,7 @@ class Launch:
     stochastic: bool
     strided: bool
     aligned: bool
+    tiles: int
     chunks: Tensor
     modes: int
     rows: Tensor
@@ -79,12 +81,20 @@ class TritonStep:
         n_groups: int,
         device: torch.device,
     ) -> None:
-        self._host_table = tensor_table
+        self._host_table = _long_rows_named(tensor_table)
         self._signatures = signatures
         self._device = device
         self._pinned: list[Tensor] = []  # sources of uploads that a CUDA graph repeats
         n_tensors = len(tensor_table)
         self._tensor_table = torch.empty_like(tensor_table, device=device)
+        self._warp_size = 32
+        self._processors = 1  # the interpreter's
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self._warp_size, self._processors = (
+                properties.warp_size,
+                properties.multi_processor_count,
+            )
         self._layout_table = self._sent(layout_table)
         self.group_table = torch.empty(
             (n_groups, abi.N_GROUP_COLUMNS), dtype=torch.float64, device=device
@@ -95,7 +105,7 @@ class TritonStep:
         self._aligned = self._alignment()
         self._launches = self._plan_launches()
         self._sums: tuple[Tensor, Tensor] | None = None  # made when it is first needed
-        self._upload(self._tensor_table, tensor_table)
+        self._upload(self._tensor_table, self._host_table)
 
     def set_grads(self, origins: Tensor) -> None:
         """Take over where the gradients lie now: int64 [n_tensors], the column GRAD."""
@@ -155,12 +165,10 @@ class TritonStep:
             self._sums = self._plan_sums()
         spans, partials = self._sums
         squares = torch.empty(len(self._tensor_table), dtype=torch.float64, device=self._device)
-        first = 0
+        first = 0  # of the launch's partial sums
         with self._on_device():
             for launch in self._launches:
                 n_chunks = len(launch.chunks)
-                part = partials[first : first + n_chunks]
-                first += n_chunks
                 constants = {
                     "GRAD_DTYPE": DTYPES[launch.dtypes[1]],
                     "MASKED": masked,
@@ -172,7 +180,8 @@ class TritonStep:
                         self._tensor_table,
                         self._layout_table,
                         self._ints,
-                        part,
+                        partials,
+                        first,
                         **constants,
                         **self._options(vector=4),
                     )
@@ -182,13 +191,16 @@ class TritonStep:
                         launch.chunks,
                         self._tensor_table,
                         self._ints,
-                        part,
+                        partials,
+                        first,
+                        launch.tiles,
                         **constants,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
                         PTX=compiles_to_ptx(),
                         **self._options(vector),
                     )
+                first += n_chunks
             sum_chunks[(len(squares),)](
                 spans,
                 partials,
@@ -216,6 +228,7 @@ class TritonStep:
                     "STOCHASTIC": launch.stochastic,
                     "PTX": compiles_to_ptx(),
                 }
+                crowded = is_crowded(launch.modes, launch.stochastic)
                 if launch.strided:
                     strided_step[(len(launch.chunks),)](
                         launch.chunks,
@@ -233,10 +246,11 @@ class TritonStep:
                         self._tensor_table,
                         self._floats,
                         self._ints,
+                        launch.tiles,
                         **constants,
                         ALIGNED=launch.aligned,
                         VECTOR=vector,
-                        **self._options(vector),
+                        **self._options(vector, crowded),
                     )
 
     @property
@@ -244,8 +258,9 @@ class TritonStep:
         """Kernel launches per step, without clipping."""
         return 1 + len(self._launches)
 
-    def _options(self, vector: int) -> dict[str, int | bool]:
-        return launch_options(vector, "hip" if torch.version.hip else "cuda")
+    def _options(self, vector: int, crowded: bool = False) -> dict[str, int | bool]:
+        backend = "hip" if torch.version.hip else "cuda"
+        return launch_options(vector, backend, self._warp_size, crowded=crowded)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Triton launches on the current device, which may be another one."""
@@ -271,12 +286,14 @@ class TritonStep:
             dtypes, stochastic = signature[:3], signature[3]
             rows = torch.tensor(found, device="cpu")
             table = self._host_table[rows]
+            begin, end = table[:, abi.BEGIN], table[:, abi.END]
             if is_strided:
-                n_chunks = (table[:, abi.END] - table[:, abi.BEGIN] + BLOCK - 1) // BLOCK
+                tiles = 0
+                n_chunks = (end - begin + BLOCK - 1) // BLOCK
             else:
-                first, last = table[:, abi.BEGIN] // abi.TILE, (table[:, abi.END] - 1) // abi.TILE
-                n_chunks = (last - first + TILES) // TILES
-                n_chunks[table[:, abi.END] == table[:, abi.BEGIN]] = 0
+                n_tiles = ((end - 1) // abi.TILE - begin // abi.TILE + 1) * (end > begin)
+                tiles = tiles_per_chunk(int(n_tiles.sum()), self._processors)
+                n_chunks = (n_tiles + tiles - 1) // tiles
             total = int(n_chunks.sum())
             if total:
                 before = (n_chunks.cumsum(0) - n_chunks).repeat_interleave(n_chunks)
@@ -284,9 +301,8 @@ class TritonStep:
                 chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
                 chunks = self._sent(chunks.to(torch.int32))
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
-                launches.append(
-                    Launch(dtypes, stochastic, is_strided, aligned, chunks, modes, rows, n_chunks)
-                )
+                layout = (is_strided, aligned, tiles)
+                launches.append(Launch(dtypes, stochastic, *layout, chunks, modes, rows, n_chunks))
         return launches
 
     def _plan_sums(self) -> tuple[Tensor, Tensor]:
@@ -320,6 +336,24 @@ class TritonStep:
             self._pinned.append(pinned)
 
 
+def _long_rows_named(tensor_table: Tensor) -> Tensor:
+    """The table with a source of its own, SOURCE_LONG_ROW, where contiguous rows are that long."""
+    source = tensor_table[:, abi.MODE] // abi.N_SITES
+    is_long = (source == abi.SOURCE_ROW) & (tensor_table[:, abi.ROW_SIZE] % (abi.TILE // 4) == 0)
+    is_long &= tensor_table[:, abi.LAYOUT] < 0
+    named = tensor_table.clone()
+    named[:, abi.MODE] += is_long * (SOURCE_LONG_ROW.value - abi.SOURCE_ROW) * abi.N_SITES
+    return named
+
+
+def tiles_per_chunk(n_tiles: int, processors: int) -> int:
+    """Tiles that a program walks one after the other, as few as leave each processor two programs.
+
+    At most :data:`TILES`: a program reads some numbers before its first tile.
+    """
+    return min(max(n_tiles // (2 * processors), 1), TILES)
+
+
 def dtype_constants(dtypes: Dtypes) -> dict[str, tl.dtype]:
     """What the step's kernels are told of the dtypes of (param, grad, moments)."""
     names = ("PARAM_DTYPE", "GRAD_DTYPE", "MOMENT_DTYPE")
@@ -341,14 +375,37 @@ def vector_width(dtypes: Dtypes, modes: int, stochastic: bool = False) -> int:
     return 8 if narrow and not stochastic and not modes & ~_LIGHT_MODES else 4
 
 
-def launch_options(vector: int, backend: str) -> dict[str, int | bool]:
-    """Compiler options for a backend of Triton, "cuda" or "hip".
+def launch_options(
+    vector: int, backend: str, warp_size: int = 32, *, crowded: bool = False
+) -> dict[str, int | bool]:
+    """Compiler options.
 
     Half a tile is 512 elements, so the vector width sets the number of threads. 64 registers let 32
-    warps live on an NVIDIA multiprocessor; only 8 elements per thread have to be told so. What
-    fuses is said in the source.
+    warps live on an NVIDIA multiprocessor; only crowded code has to be told so. What fuses is said
+    in the source.
+
+    Args:
+        vector: neighbouring elements per thread.
+        backend: Triton's, "cuda" or "hip".
+        warp_size: threads per warp: 32, or 64 on some of AMD's GPUs.
+        crowded: the code would take a few registers more, see :func:`is_crowded`.
     """
-    options: dict[str, int | bool] = {"num_warps": 16 // vector, "enable_fp_fusion": False}
-    if backend == "cuda" and vector == 8:
+    options: dict[str, int | bool] = {
+        "num_warps": 512 // vector // warp_size,
+        "enable_fp_fusion": False,
+    }
+    if backend == "cuda" and (crowded or vector == 8):
         options["maxnreg"] = 64
     return options
+
+
+def is_crowded(modes: int, stochastic: bool) -> bool:
+    """Whether a step's code takes a few registers more than it needs: it does more than one thing.
+
+    Where it does more than two, fewer registers would spill.
+    """
+    rows = sum(1 << mode for mode in range(abi.SOURCE_ROW * abi.N_SITES, abi.N_MODES))
+    long_rows = rows << (SOURCE_LONG_ROW.value - abi.SOURCE_ROW) * abi.N_SITES
+    return modes.bit_count() == 2 or (
+        modes.bit_count() == 1 and (stochastic or modes & (rows | long_rows) != 0)
+    )

@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .. import abi
+from .walk import SOURCE_LONG_ROW
 
 # kernels see globals only as constexpr
-_N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(abi.N_SOURCES)
+_N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(SOURCE_LONG_ROW.value + 1)
 _ONE = tl.constexpr(1)
 
 

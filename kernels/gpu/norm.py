@@ -5,9 +5,19 @@ import triton.language as tl
 
 from .. import abi
 from .modes import call_for_mode
-from .philox import words_of_tile
 from .prepare import FLOATS, GRAD_FACTOR, INTS
-from .walk import chunk_tiles, keep_elements, keep_half_tile, load_chunk, load_key, locate
+from .walk import (
+    beside_vectors,
+    chunk_tiles,
+    decide_tile,
+    keep_elements,
+    keep_half_tile,
+    load_chunk,
+    load_key,
+    locate,
+    locate_rows,
+    whole_vectors,
+)
 
 # kernels see globals only as constexpr
 _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
@@ -15,8 +25,7 @@ _GRAD, _BEGIN, _END = tl.constexpr(abi.GRAD), tl.constexpr(abi.BEGIN), tl.conste
 _NO_GRAD = tl.constexpr(abi.NO_GRAD)
 _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
-_SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
-_SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
+_SOURCE_NONE = tl.constexpr(abi.SOURCE_NONE)
 _SCALE, _SCALE_SQUARED_INVERSE = tl.constexpr(2.0**-80), tl.constexpr(2.0**160)
 SUM_BLOCK = tl.constexpr(1024)  # partial sums that `sum_chunks` adds at a time
 
@@ -38,34 +47,31 @@ def _load_grad(grad_ptrs, in_bounds):
 
 @triton.jit
 def _sum_tiles(
-    row,  # int64*: the tensor's row of the tensor table
-    ints,  # int32*: its integers
+    key,  # load_key
     grad,  # pointer to element 0 of the whole gradient
-    first_tile,  # int64 scalar
-    n_tiles,  # int32 scalar
+    first_tile,  # int64 scalar: counted in the whole parameter
+    n_tiles,  # int64 scalar
+    bounds,  # whole_vectors
     VECTOR: tl.constexpr,
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
-    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
+    BOUNDED: tl.constexpr,  # elements may lie out of bounds
     SCALE: tl.constexpr,  # multiplies every gradient
 ):
-    """The sum of the squares in n_tiles tiles, fp32."""
-    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
-    key = load_key(row, ints)
+    """The sum of the squares in n_tiles tiles, within the bounds, fp32."""
+    begin, end = bounds
     threshold, stream, draw, seed, row_size, decision = key
+    rows = locate_rows(row_size, first_tile, SOURCE)
     offset = tl.arange(0, _HALF)
     sums = tl.zeros([_HALF], tl.float32)
-    for i in range(n_tiles):
-        tile = first_tile + i
-        words = None
-        if SOURCE == _SOURCE_ELEMENT:
-            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR, PTX)
+    for i in range(n_tiles.to(tl.int32)):
+        decided = decide_tile(first_tile, i, rows, key, VECTOR, PTX, SOURCE)
         for half in tl.static_range(2):
-            start = tile * _TILE + half * _HALF
+            start = (first_tile + i) * _TILE + half * _HALF
             in_bounds = None
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
-            keep = keep_half_tile(start, words, key, half, SOURCE)
+            keep = keep_half_tile(start, decided, key, half, SOURCE)
             g = _load_grad(grad + start + offset, in_bounds)
             if SCALE != 1.0:
                 g = g * SCALE
@@ -75,40 +81,70 @@ def _sum_tiles(
 
 
 @triton.jit
+def _sum_elements(
+    key,  # load_key
+    grad_ptrs,  # [n] pointers
+    in_bounds,  # [n] bool
+    element,  # int64 [n]: index in the whole parameter
+    SOURCE: tl.constexpr,
+):
+    """The sum of the squares of a block of elements of which each finds its own bits, fp64."""
+    keep = keep_elements(element, key, SOURCE)
+    if SOURCE != _SOURCE_NONE:
+        in_bounds = in_bounds & keep
+    g = _load_grad(grad_ptrs, in_bounds).to(tl.float64)
+    return tl.sum(g * g)
+
+
+@triton.jit
 def _sum_chunk(
     row,  # int64*: the tensor's row of the tensor table
     ints,  # int32*: its integers
     grad,  # pointer to element 0 of the whole gradient
     partial,  # fp64*: the chunk's sum, out
     chunk,  # int32 scalar: number within the tensor
+    tiles,  # int32 scalar: tiles per chunk
+    ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
     """Sum the squares of one chunk."""
-    first_tile, n_tiles, full = chunk_tiles(row, chunk)
-    n_tiles = tl.where(tl.load(row + _GRAD) == _NO_GRAD, 0, n_tiles)
+    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
+    first_tile, n_tiles, full = chunk_tiles(begin, end, chunk, tiles)
+    key = load_key(row, ints)
+    has_grad = tl.load(row + _GRAD) != _NO_GRAD
+    n_tiles = tl.where(has_grad, n_tiles, 0)
+    bounds = whole_vectors(begin, end, VECTOR, ALIGNED)
     source: tl.constexpr = _on_grad(SOURCE, SITE)
     total = tl.full((), 0.0, tl.float32)
     for bounded in tl.static_range(2):
         if full != bounded:
             total = _sum_tiles(
-                row, ints, grad, first_tile, n_tiles, VECTOR, PTX, source, bounded, 1.0
+                key, grad, first_tile, n_tiles, bounds, VECTOR, PTX, source, bounded, 1.0
             )
     squares = total.to(tl.float64)
     if total == float("inf"):  # as is the square of 1.9e19; only that of infinity stays so
-        total = _sum_tiles(row, ints, grad, first_tile, n_tiles, VECTOR, PTX, source, True, _SCALE)
+        total = _sum_tiles(
+            key, grad, first_tile, n_tiles, bounds, VECTOR, PTX, source, True, _SCALE
+        )
         squares = total.to(tl.float64) * _SCALE_SQUARED_INVERSE
+    if ALIGNED:
+        if has_grad & ((begin % VECTOR != 0) | (end % VECTOR != 0)):
+            in_bounds, element = beside_vectors(begin, end, first_tile, n_tiles, VECTOR)
+            squares += _sum_elements(key, grad + element, in_bounds, element, source)
     tl.store(partial, squares)
 
 
-@triton.jit(do_not_specialize_on_alignment=["partials"])  # a slice that begins anywhere
+@triton.jit(do_not_specialize=["tiles", "first"])
 def dense_squares(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, chunk within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     ints,  # int32 [n_tensors, INTS], from `prepare`
-    partials,  # fp64 [n_chunks], out
+    partials,  # fp64, out: the sums of this launch's chunks
+    first,  # of them
+    tiles,  # per chunk
     GRAD_DTYPE: tl.constexpr,
     MASKED: tl.constexpr,  # leave out what the masks drop of the gradients
     MODES: tl.constexpr,  # bit m is set iff a tensor of the launch has mode m; 1 unless MASKED
@@ -122,9 +158,11 @@ def dense_squares(
     if ALIGNED:
         grad = tl.multiple_of(grad, 16)
     mode = tl.load(row + _MODE) if MASKED else 0
-    partial = partials + tl.program_id(0)
+    partial = partials + first + tl.program_id(0)
     ints = ints + tensor * INTS
-    call_for_mode(mode, MODES, _sum_chunk, (row, ints, grad, partial, chunk, VECTOR, PTX))
+    call_for_mode(
+        mode, MODES, _sum_chunk, (row, ints, grad, partial, chunk, tiles, ALIGNED, VECTOR, PTX)
+    )
 
 
 @triton.jit
@@ -142,20 +180,18 @@ def _sum_strided(
     in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
     in_bounds = in_bounds & (tl.load(row + _GRAD) != _NO_GRAD)
     source: tl.constexpr = _on_grad(SOURCE, SITE)
-    keep = keep_elements(element, load_key(row, ints), source)
-    if source != _SOURCE_NONE:
-        in_bounds = in_bounds & keep
-    g = _load_grad(grad + at_grad, in_bounds).to(tl.float64)
-    tl.store(partial, tl.sum(g * g))
+    key = load_key(row, ints)
+    tl.store(partial, _sum_elements(key, grad + at_grad, in_bounds, element, source))
 
 
-@triton.jit(do_not_specialize_on_alignment=["partials"])  # a slice that begins anywhere
+@triton.jit(do_not_specialize=["first"])
 def strided_squares(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, block within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     layout_table,  # int64 [n_strided, N_LAYOUT_COLUMNS]
     ints,  # int32 [n_tensors, INTS], from `prepare`
-    partials,  # fp64 [n_chunks], out
+    partials,  # fp64, out: the sums of this launch's blocks
+    first,  # of them
     GRAD_DTYPE: tl.constexpr,
     MASKED: tl.constexpr,  # as in dense_squares
     MODES: tl.constexpr,  # as in dense_squares
@@ -165,7 +201,7 @@ def strided_squares(
     layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
     grad = tl.load(row + _GRAD).to(tl.pointer_type(GRAD_DTYPE))
     mode = tl.load(row + _MODE) if MASKED else 0
-    partial = partials + tl.program_id(0)
+    partial = partials + first + tl.program_id(0)
     ints = ints + tensor * INTS
     call_for_mode(mode, MODES, _sum_strided, (row, layout, ints, grad, partial, block))
 

@@ -36,10 +36,11 @@ def words_of_group(
     group,  # uint64, any shape: number of the Philox call within the stream
     stream,  # uint32 scalar or the shape of group
     draw,  # uint32 scalar or the shape of group
-    seed,  # uint64 scalar or the shape of group
+    seed,  # uint64 scalar
+    PTX: tl.constexpr = False,  # see wide_product
 ):
     """The four uint32 words of Philox4x32-10, counter (group low, group high, stream, draw)."""
-    return philox4x32(group.to(tl.uint32), (group >> 32).to(tl.uint32), stream, draw, seed)
+    return philox4x32(group.to(tl.uint32), (group >> 32).to(tl.uint32), stream, draw, seed, PTX)
 
 
 @triton.jit

@@ -24,18 +24,21 @@ from .prepare import (
     STEP_SIZE,
 )
 from .walk import (
-    TILES,
+    beside_vectors,
     chunk_tiles,
+    decide_tile,
     keep_elements,
     keep_half_tile,
     load_chunk,
     load_key,
     load_rounding_key,
     locate,
+    locate_rows,
+    whole_vectors,
 )
 
 # kernels see globals only as constexpr
-_TILES, _TILE, _HALF = tl.constexpr(TILES), tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
+_TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _PARAM, _GRAD = tl.constexpr(abi.PARAM), tl.constexpr(abi.GRAD)
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(abi.EXP_AVG), tl.constexpr(abi.EXP_AVG_SQ)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
@@ -178,24 +181,29 @@ def _dense_chunk(
     origins,  # _load_origins
     scalars,  # _load_scalars
     chunk,  # int32 scalar: number within the tensor
+    tiles,  # int32 scalar: tiles per chunk
+    ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
-    """Step one chunk."""
-    first_tile, n_tiles, full = chunk_tiles(row, chunk)
-    # Two copies of the loop: bounds would cost the main one its wide loads.
+    """Step one chunk: in wide accesses, then what they leave at the tensor's ends."""
+    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
+    first_tile, n_tiles, full = chunk_tiles(begin, end, chunk, tiles)
+    key, rounding_key = load_key(row, ints), load_rounding_key(row, ints)
+    # Two copies of the loop: the main one is not to pay for bounds.
     for bounded in tl.static_range(2):
         if full != bounded:
             _dense_tiles(
-                row,
-                ints,
+                key,
+                rounding_key,
                 origins,
                 scalars,
                 first_tile,
-                n_tiles if bounded else _TILES,
+                n_tiles,
+                whole_vectors(begin, end, VECTOR, ALIGNED),
                 VECTOR,
                 STOCHASTIC,
                 PTX,
@@ -203,47 +211,63 @@ def _dense_chunk(
                 SITE,
                 bounded,
             )
+    if ALIGNED:
+        if (begin % VECTOR != 0) | (end % VECTOR != 0):
+            in_bounds, element = beside_vectors(begin, end, first_tile, n_tiles, VECTOR)
+            offsets = (element, element, element)
+            _step_elements(
+                key,
+                rounding_key,
+                origins,
+                scalars,
+                in_bounds,
+                offsets,
+                element,
+                STOCHASTIC,
+                PTX,
+                SOURCE,
+                SITE,
+            )
 
 
 @triton.jit
 def _dense_tiles(
-    row,  # int64*: the tensor's row of the tensor table
-    ints,  # int32*: its integers
+    key,  # load_key
+    rounding_key,  # load_rounding_key
     origins,  # _load_origins
     scalars,  # _load_scalars
     first_tile,  # int64 scalar: counted in the whole parameter
-    n_tiles,  # int32 scalar
+    n_tiles,  # int64 scalar
+    bounds,  # whole_vectors
     VECTOR: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
-    BOUNDED: tl.constexpr,  # entries may lie out of bounds; the check costs the 128-bit loads
+    BOUNDED: tl.constexpr,  # elements may lie out of bounds
 ):
-    """Step the tensor's elements in n_tiles tiles."""
+    """Step the elements of n_tiles tiles that lie within the bounds."""
     param, grad, exp_avg, exp_avg_sq = origins
-    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
-    key = load_key(row, ints)
+    begin, end = bounds
     threshold, stream, draw, seed, row_size, decision = key
-    rounding_stream, rounding_draw = load_rounding_key(row, ints)
+    rounding_stream, rounding_draw = rounding_key
+    rows = locate_rows(row_size, first_tile, SOURCE)
 
-    for i in range(n_tiles):
+    for i in range(n_tiles.to(tl.int32)):
         tile = first_tile + i
-        words = None
         rounding_words = None
         if STOCHASTIC:
             rounding_words = words_of_tile(
                 tile.to(tl.uint64), rounding_stream, rounding_draw, seed, VECTOR, PTX
             )
-        if SOURCE == _SOURCE_ELEMENT:
-            words = words_of_tile(tile.to(tl.uint64), stream, draw, seed, VECTOR, PTX)
+        decided = decide_tile(first_tile, i, rows, key, VECTOR, PTX, SOURCE)
         for half in tl.static_range(2):
             start = tile * _TILE + half * _HALF
             offset = tl.arange(0, _HALF)
             in_bounds = None
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
-            keep = keep_half_tile(start, words, key, half, SOURCE)
+            keep = keep_half_tile(start, decided, key, half, SOURCE)
             rounding_bits = None
             if STOCHASTIC:
                 rounding_bits = (rounding_words >> (16 * half)) & 0xFFFF
@@ -263,11 +287,49 @@ def _dense_tiles(
 
 
 @triton.jit
+def _step_elements(
+    key,  # load_key
+    rounding_key,  # load_rounding_key
+    origins,  # _load_origins
+    scalars,  # _load_scalars
+    in_bounds,  # [n] bool
+    offsets,  # int64 [n] each: from the origins of param, grad, moments
+    element,  # int64 [n]: index in the whole parameter
+    STOCHASTIC: tl.constexpr,
+    PTX: tl.constexpr,
+    SOURCE: tl.constexpr,
+    SITE: tl.constexpr,
+):
+    """Step one block of elements of which each finds its own bits."""
+    param, grad, exp_avg, exp_avg_sq = origins
+    at_param, at_grad, at_moment = offsets
+    threshold, stream, draw, seed, row_size, decision = key
+    rounding_bits = None
+    if STOCHASTIC:
+        rounding_stream, rounding_draw = rounding_key
+        rounding_bits = u16_of_element(element.to(tl.uint64), rounding_stream, rounding_draw, seed)
+    _step_block(
+        param + at_param,
+        grad + at_grad,
+        exp_avg + at_moment,
+        exp_avg_sq + at_moment,
+        in_bounds,
+        keep_elements(element, key, SOURCE),
+        rounding_bits,
+        scalars,
+        PTX,
+        SOURCE,
+        SITE,
+    )
+
+
+@triton.jit(do_not_specialize=["tiles"])
 def dense_step(
     chunks,  # int32 [n_chunks, 2]: row of the tensor table, chunk within the tensor
     tensor_table,  # int64 [n_tensors, N_TENSOR_COLUMNS]
     floats,  # fp32 [n_tensors, FLOATS], from `prepare`
     ints,  # int32 [n_tensors, INTS], from `prepare`
+    tiles,  # per chunk
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     MOMENT_DTYPE: tl.constexpr,
@@ -287,7 +349,7 @@ def dense_step(
             tl.load(row + _MODE),
             MODES,
             _dense_chunk,
-            (row, ints, origins, scalars, chunk, VECTOR, STOCHASTIC, PTX),
+            (row, ints, origins, scalars, chunk, tiles, ALIGNED, VECTOR, STOCHASTIC, PTX),
         )
 
 
@@ -304,24 +366,18 @@ def _strided_block(
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
 ):
-    """Step one block, each entry finding its own bits."""
-    param, grad, exp_avg, exp_avg_sq = origins
+    """Step one block."""
     in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
-    key = load_key(row, ints)
-    threshold, stream, draw, seed, row_size, decision = key
-    rounding_bits = None
-    if STOCHASTIC:
-        rounding_stream, rounding_draw = load_rounding_key(row, ints)
-        rounding_bits = u16_of_element(element.to(tl.uint64), rounding_stream, rounding_draw, seed)
-    _step_block(
-        param + at_param,
-        grad + at_grad,
-        exp_avg + at_moment,
-        exp_avg_sq + at_moment,
-        in_bounds,
-        keep_elements(element, key, SOURCE),
-        rounding_bits,
+    offsets = (at_param, at_grad, at_moment)
+    _step_elements(
+        load_key(row, ints),
+        load_rounding_key(row, ints),
+        origins,
         scalars,
+        in_bounds,
+        offsets,
+        element,
+        STOCHASTIC,
         PTX,
         SOURCE,
         SITE,

@@ -4,14 +4,18 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .philox import interleave4, u16_of_element
+from .philox import interleave4, u16_of_element, words_of_group, words_of_tile
 from .prepare import DRAW, KEEP, KEY_HIGH, KEY_LOW, ROUNDING_DRAW, THRESHOLD
 
-TILES = 16  # tiles of 1024 elements per chunk: what one program walks in a contiguous tensor
+TILES = 16  # of 1024 elements per chunk, at most: what one program walks in a contiguous tensor
 BLOCK = 512  # entries per program in a strided one
 
+# SOURCE_ROW where rows are multiples of 256 elements: each quarter of a tile lies in one row, and a
+# tile among four rows that share a call of the generator.
+SOURCE_LONG_ROW = tl.constexpr(abi.N_SOURCES)
+
 # kernels see globals only as constexpr
-_TILES, _TILE, _HALF = tl.constexpr(TILES), tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
+_TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _BLOCK = tl.constexpr(BLOCK)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _STREAM, _ROUNDING = tl.constexpr(abi.STREAM), tl.constexpr(abi.ROUNDING)
@@ -34,16 +38,43 @@ def load_chunk(chunks, tensor_table):
 
 
 @triton.jit
-def chunk_tiles(row, chunk):
-    """(first tile, number of tiles, whether all their entries are the tensor's) of a chunk.
+def chunk_tiles(begin, end, chunk, tiles):
+    """(first tile, number of tiles, whether all their elements are the tensor's) of a chunk.
 
-    Tiles are counted in the whole parameter: int64, int32 and int1 scalars.
+    Tiles are counted in the whole parameter, ``tiles`` of them make a chunk. int64, int64 and int1
+    scalars.
     """
-    begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
-    first_tile = begin // _TILE + chunk.to(tl.int64) * _TILES
-    full = (first_tile * _TILE >= begin) & ((first_tile + _TILES) * _TILE <= end)
-    n_tiles = tl.minimum((end - 1) // _TILE + 1 - first_tile, _TILES).to(tl.int32)
+    first_tile = begin // _TILE + chunk.to(tl.int64) * tiles
+    n_tiles = tl.minimum((end - 1) // _TILE + 1 - first_tile, tiles)
+    full = (first_tile * _TILE >= begin) & ((first_tile + n_tiles) * _TILE <= end)
     return first_tile, n_tiles, full
+
+
+@triton.jit
+def whole_vectors(begin, end, VECTOR: tl.constexpr, ALIGNED: tl.constexpr):
+    """The part of [begin, end) that wide accesses reach: multiples of VECTOR where ALIGNED.
+
+    Bounds that are multiples keep masked accesses wide. Its end may lie before its beginning.
+    """
+    if ALIGNED:
+        return (begin + (VECTOR - 1)) // VECTOR * VECTOR, end // VECTOR * VECTOR
+    else:
+        return begin, end
+
+
+@triton.jit
+def beside_vectors(begin, end, first_tile, n_tiles, VECTOR: tl.constexpr):
+    """(in bounds, element) of what whole_vectors leaves of n_tiles tiles: bool and int64 [128].
+
+    Fewer than VECTOR elements at either end. They stand in the first lanes, so that one warp loads.
+    """
+    wide_begin, wide_end = whole_vectors(begin, end, VECTOR, True)
+    lane = tl.arange(0, 128)
+    at_begin = lane < VECTOR
+    element = tl.where(at_begin, begin + lane, wide_end + lane - VECTOR)
+    left = tl.where(at_begin, element < wide_begin, (element >= wide_begin) & (lane < 2 * VECTOR))
+    in_tiles = (element >= first_tile * _TILE) & (element < (first_tile + n_tiles) * _TILE)
+    return left & in_tiles & (element < end), element
 
 
 @triton.jit
@@ -74,9 +105,56 @@ def load_rounding_key(row, ints):
 
 
 @triton.jit
+def locate_rows(row_size, first_tile, SOURCE: tl.constexpr):
+    """Where a chunk begins among long rows: what decide_tile needs, None of other sources.
+
+    (four rows, tile within them, tiles that they fill): one uint64, two uint32 scalars. Four rows
+    that share a call of the generator begin with a tile, since they are multiples of 1024.
+    """
+    if SOURCE == SOURCE_LONG_ROW:
+        tiles_of_four = row_size // (_TILE // 4)
+        first_tile = first_tile.to(tl.uint64)
+        within = (first_tile % tiles_of_four).to(tl.uint32)
+        return first_tile // tiles_of_four, within, tiles_of_four.to(tl.uint32)
+    else:
+        return None
+
+
+@triton.jit
+def decide_tile(
+    first_tile,  # int64 scalar: of the chunk
+    i,  # int32 scalar: number within the chunk
+    rows,  # locate_rows
+    key,  # load_key
+    VECTOR: tl.constexpr,
+    PTX: tl.constexpr,
+    SOURCE: tl.constexpr,
+):
+    """What a tile's decisions are read from by keep_half_tile, None where no call serves it whole.
+
+    Of elements: the [512] words, words_of_tile. Of long rows: the 16 bits of each of the four rows
+    among which it lies, its place within them in quarters of a tile, quarters per row.
+    """
+    threshold, stream, draw, seed, row_size, decision = key
+    if SOURCE == _SOURCE_ELEMENT:
+        return words_of_tile((first_tile + i).to(tl.uint64), stream, draw, seed, VECTOR, PTX)
+    elif SOURCE == SOURCE_LONG_ROW:
+        first_four, first_within, tiles_of_four = rows
+        within = (first_within + i).to(tl.uint32)
+        four = first_four + (within // tiles_of_four).to(tl.uint64)
+        call = (four >> 8) * 128 + (four & 127)
+        shift = ((four >> 7) & 1).to(tl.uint32) * 16
+        w0, w1, w2, w3 = words_of_group(call, stream, draw, seed, PTX)
+        quarter = within % tiles_of_four * 4
+        return w0 >> shift, w1 >> shift, w2 >> shift, w3 >> shift, quarter, tiles_of_four
+    else:
+        return None
+
+
+@triton.jit
 def keep_half_tile(
     start,  # int64 scalar: first of 512 elements of the whole parameter
-    words,  # [512] of the tile, words_of_tile; not read unless SOURCE is element
+    decided,  # decide_tile
     key,  # load_key
     HALF: tl.constexpr,  # 0 or 1
     SOURCE: tl.constexpr,
@@ -84,7 +162,14 @@ def keep_half_tile(
     """Keep decisions of half a tile: bool, [512], or a scalar where one holds for all."""
     threshold, stream, draw, seed, row_size, decision = key
     if SOURCE == _SOURCE_ELEMENT:
-        return ((words >> (16 * HALF)) & 0xFFFF) >= threshold
+        return ((decided >> (16 * HALF)) & 0xFFFF) >= threshold
+    elif SOURCE == SOURCE_LONG_ROW:
+        b0, b1, b2, b3, quarter, per_row = decided
+        quarter += 2 * HALF + (tl.arange(0, _HALF // 4) >= _HALF // 8).to(tl.uint32)
+        b01 = tl.where(quarter < per_row, b0, b1)
+        b23 = tl.where(quarter < 3 * per_row, b2, b3)
+        bits = tl.where(quarter < 2 * per_row, b01, b23) & 0xFFFF
+        return interleave4(bits, bits, bits, bits) >= threshold
     elif SOURCE == _SOURCE_ROW:
         # Rows are multiples of 4: a quad shares its row. Only the way from the row of `start` is
         # divided element by element, hence in 32 bits.
@@ -107,7 +192,7 @@ def keep_elements(
     threshold, stream, draw, seed, row_size, decision = key
     if SOURCE == _SOURCE_ELEMENT:
         return u16_of_element(element.to(tl.uint64), stream, draw, seed) >= threshold
-    elif SOURCE == _SOURCE_ROW:
+    elif SOURCE == _SOURCE_ROW or SOURCE == SOURCE_LONG_ROW:
         return u16_of_element(element.to(tl.uint64) // row_size, stream, draw, seed) >= threshold
     else:
         return decision

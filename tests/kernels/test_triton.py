@@ -160,6 +160,24 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
 
 
 @pytest.mark.parametrize(
+    ("row_size", "first_row"),
+    [(256, 0), (512, 510), (768, 1021), (1280, 2**33 + 1022), (2304, 3)],
+)
+def test_long_rows_draw_what_other_rows_draw(row_size, first_row):
+    """Rows of a multiple of 256 entries share a call by four: the contract's decisions, any row."""
+    shard = Shard((2**34, row_size), (first_row, 0))
+    slot = random_slot((9, row_size), seed=0, shard=shard, device=DEVICE)
+    before = slot.param.clone()
+    knobs = decaying([slot], granularity="row", drop_prob=0.5)
+    step([slot], [knobs], counters=(3, 0))
+    expected = knobs.keep_mask(
+        (9, row_size), stream_id=0, layer=None, shard=shard, draw=3, device=DEVICE
+    )
+    assert torch.equal(_kept_bits(slot, before), expected)
+    assert 0 < expected.float().mean() < 1  # control: the comparison can fail
+
+
+@pytest.mark.parametrize(
     ("period", "counters", "draw"), [(1, (9, 4), 9), (4, (9, 4), 2), (0, (9, 4), 4)]
 )
 def test_the_draw_follows_the_period(period, counters, draw):
@@ -187,8 +205,8 @@ def test_a_shard_steps_as_part_of_the_whole(begin, dtypes):
 
 @pytest.mark.parametrize("site", ["grad", "freeze"])
 @pytest.mark.parametrize("dtypes", ["fp32", "all bf16"])
-def test_a_cut_changes_no_bit(dtypes, site):
-    """Main loop or edge of a chunk, aligned or not, strided: an entry's result is the same."""
+def test_a_cut_changes_no_bit(dtypes, site, monkeypatch):
+    """Main loop or edge of a chunk of any size, aligned or not, strided: the same result."""
     n, begin = 16 * 1024 + 700, 5003
     (whole,) = _entries_of([(n,)], DTYPES[dtypes])
     names = ("param", "grad", "exp_avg", "exp_avg_sq")
@@ -198,7 +216,8 @@ def test_a_cut_changes_no_bit(dtypes, site):
     unaligned = replace(whole, **moved, step=whole.step.clone())
     spread = {name: _every_second(getattr(whole, name)) for name in names}
     strided = replace(whole, **spread, step=whole.step.clone())
-    for slot in (whole, shard, unaligned, strided):
+    for slot, tiles in ((whole, 16), (shard, 3), (unaligned, 1), (strided, 16)):
+        monkeypatch.setattr(launch, "tiles_per_chunk", lambda n_tiles, processors: tiles)  # noqa: B023
         step([slot], [make_knobs(drop_prob=0.3, **SITES[site])])
     for name in ("param", "exp_avg", "exp_avg_sq"):
         values = getattr(whole, name)
@@ -394,6 +413,17 @@ def test_the_judge_can_fail():
         exact = testing.exact_step(slot, other, steps_finished=change.get("draw", 0))
         step([slot], [knobs])
         assert testing.excess_error(before, slot, exact, knobs, TOLERANCE) > 10
+
+
+def test_work_per_program_follows_the_total():
+    """A tile per program until each of 132 processors has two; 16 where there is enough."""
+    assert [launch.tiles_per_chunk(n, 132) for n in (1, 977, 264 * 4, 264 * 16, 10**6)] == [
+        1,
+        3,
+        4,
+        16,
+        16,
+    ]
 
 
 def test_the_launcher_names_its_modes_by_the_tables():

@@ -41,7 +41,7 @@ def test_a_wrong_constant_makes_other_masks():
 def test_one_entry_too_many():
     """Compared with <= where < is right, the entry behind the last one is read."""
     too_far = planted("dense_step", r"setp\.lt\.s64", "setp.le.s64")
-    with too_far, pytest.raises(Fault, match="out-of-bounds load of 4 bytes"):
+    with too_far, pytest.raises(Fault, match="out-of-bounds load"):
         step([random_slot((1025,), seed=0)], KNOBS)
 
 
