@@ -51,7 +51,7 @@ def resource_section(
     for control in CONTROLS:
         chosen = [e for e in entries if e.control.method == control and e.task == overall]
         if chosen:
-            yield from _overview(chosen, control, sizes)
+            yield from _overview(chosen, control, sizes, experiment.among)
     single = [entry for entry in entries if entry.task != overall]
     if single:
         yield _correlations(
@@ -60,13 +60,15 @@ def resource_section(
     yield Items([*_notes(experiment, entries, sizes)])
 
 
-def _overview(entries: Sequence[Gains], control: str, sizes: TextSizes) -> Iterator[Block]:
+def _overview(
+    entries: Sequence[Gains], control: str, sizes: TextSizes, among: str
+) -> Iterator[Block]:
     known = {code for entry in entries for code in entry.by_language if code in sizes.by_language}
     if known:
         yield picture(
             f"gain-over-{control}",
             f"Gain over {control} on test by language against the size of its pretraining text, "
-            "mean over the tasks that have the language",
+            f"mean over the tasks that have the language{among}",
             draw_gains(entries, sizes),
         )
     codes = sorted(
@@ -76,7 +78,7 @@ def _overview(entries: Sequence[Gains], control: str, sizes: TextSizes) -> Itera
     tasks = {code: max(entry.tasks.get(code, 0) for entry in entries) for code in codes}
     yield Table(
         f"gain-over-{control}",
-        f"Gain over {control} on test in points of the official score",
+        f"Gain over {control} on test in points of the official score{among}",
         ["language", f"text ({sizes.unit})", "tasks", *(entry.arm.label for entry in entries)],
         [
             [
