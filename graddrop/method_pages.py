@@ -115,7 +115,9 @@ def _cost(knobs: dict[str, Any]) -> str:
 def _use(name: str, preset: Preset) -> str:
     wholes = preset.knobs.get("granularity") in ("tensor", "layer")
     skips = wholes and preset.knobs.get("site") != "update"
-    base = "SkipDroppedMixin, Trainer" if skips else "Trainer"
+    step = ["loss = model(**batch).loss", "loss.backward()"]
+    if skips:
+        step = ["with optimizer.skip_dropped():", *(f"    {line}" for line in step)]
     lines = [
         "```python",
         "from graddrop import FusedGradDropAdamW",
@@ -123,34 +125,31 @@ def _use(name: str, preset: Preset) -> str:
         "",
         f'knobs = PRESETS["{name}"].knobs',
         "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, drop_prob=p, **knobs)",
+        "for batch in batches:",
+        *(f"    {line}" for line in step),
+        "    optimizer.step()",
+        "    optimizer.zero_grad()",
+        "```",
+        "",
+        "With transformers' Trainer:",
+        "",
+        "```python",
     ]
-    step = ["loss = model(**batch).loss", "loss.backward()"]
+    maker, norm = "Trainer", ""
     if skips:
-        step = ["with optimizer.skip_dropped():", *(f"    {line}" for line in step)]
-    lines += ["for batch in batches:", *(f"    {line}" for line in step)]
-    lines += ["    optimizer.step()", "    optimizer.zero_grad()"]
-    lines += ["```", "", "With transformers' Trainer:", "", "```python"]
-    if skips:
+        maker, norm = "MaskedTrainer", ", masked_norm=True"
         lines += [
             "from graddrop.trainer import SkipDroppedMixin",
             "",
             "",
-            f"class MaskedTrainer({base}):",
+            "class MaskedTrainer(SkipDroppedMixin, Trainer):",
             "    pass",
             "",
             "",
-            "arguments = TrainingArguments(..., max_grad_norm=0)",
         ]
-    maker = "MaskedTrainer" if skips else "Trainer"
     lines += [
-        "named = list(model.named_parameters())  # the names give the layers",
-        'settings = {"params": named, "lr": 2e-5, "drop_prob": p, **knobs}',
-        f"trainer = {maker}(",
-        "    model,",
-        "    arguments,",
-        "    train_dataset=data,",
-        "    optimizer_cls_and_kwargs=(FusedGradDropAdamW, settings),",
-        ")",
+        f"ours = graddrop.trainer_kwargs(model, args, drop_prob=p{norm}, **knobs)",
+        f"trainer = {maker}(model=model, args=args, train_dataset=data, **ours)",
         "```",
         "",
     ]
