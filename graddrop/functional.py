@@ -237,7 +237,7 @@ def _adamw_(*arguments: Any) -> None:
     """
     given = dict(zip(_ARGUMENTS, arguments, strict=True))
     values = {knob.name: given[knob.name] for knob in _KNOBS}
-    values["lr"] = read_scalar("learning rate", given["lr"])
+    values["lr"] = read_scalar("lr", given["lr"])
     values["drop_prob"] = read_scalar("drop_prob", given["drop_prob"])
     values["seed"] %= 1 << 64
     knobs = Knobs(**values, period=_BY_HAND)

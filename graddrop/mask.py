@@ -242,6 +242,8 @@ class Shard:
         self, local_shape: tuple[int, ...], device: torch.device | str | None = None
     ) -> Tensor:
         """Indices in the whole parameter of the local entries: int64, shape ``local_shape``."""
+        if 0 in local_shape:  # its other sizes may be larger than any memory
+            return torch.empty(local_shape, dtype=torch.int64, device=device)
         indices = torch.zeros((), dtype=torch.int64, device=device)
         for size, first, stride in zip(local_shape, self.offset, self.strides, strict=True):
             along = torch.arange(first, first + size, dtype=torch.int64, device=device) * stride
@@ -286,6 +288,8 @@ def keep_mask(
     random = {"seed": seed, "draw": draw, "drop_threshold": threshold(drop_prob)}
     if granularity == "element":
         return keep_elements(shard.elements(local_shape, device), stream=stream_id, **random)
+    if granularity in GRANULARITIES and 0 in local_shape:
+        return torch.empty(local_shape, dtype=torch.bool, device=device)
     if granularity == "row":
         n_rows = local_shape[0] if local_shape else 1
         first = shard.offset[0] if local_shape else 0

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from reprlib import repr as beginning  # of long lists
 from typing import Any
 
 import torch
@@ -11,12 +12,28 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .schedules import Schedule
-from .state.checkpoint import as_tensor, keep_tensors, loaded_groups, loaded_state, warn_overridden
-from .state.counters import Counters
+from .state.checkpoint import (
+    as_tensor,
+    fill_in,
+    keep_tensors,
+    loaded_groups,
+    loaded_state,
+    n_steps_of,
+    warn_overridden,
+)
+from .state.counters import Counters, agreed_counters
 from .state.group_knobs import GroupKnobs
-from .state.groups import OF_ALL_GROUPS, Group, complete, draw_of
+from .state.groups import (
+    CONSTANTS,
+    OF_ALL_GROUPS,
+    Group,
+    check_values,
+    complete,
+    draw_of,
+    make_plain,
+)
 from .state.log_values import mask_values
-from .state.plan_cache import Planner
+from .state.plan_cache import PlanCache
 from .state.skipping import Skipping, check_skippable
 from .step.backends import BACKENDS, resolve
 from .step.checks import DTYPES, check_capture, check_draw, check_param
@@ -27,7 +44,16 @@ from .step.sharding import local_grads, local_tensor, shard_of
 
 # Where arguments of the whole optimizer are kept, unless under their own names.
 _ATTRIBUTES = {"state_dtype": "_state_dtype", "backend": "_backend"}
-_PICKLED = ("_state_dtype", "_backend", "max_grad_norm", "masked_norm", "norm_group", "grad_norm")
+# What a pickle holds beside torch's own, and what one without it means.
+_PICKLED = {
+    "_state_dtype": torch.float32,
+    "_backend": "auto",
+    "max_grad_norm": None,
+    "masked_norm": False,
+    "norm_group": None,
+    "grad_norm": None,
+    "_step_supports_amp_scaling": True,
+}
 
 
 class FusedGradDropAdamW(Optimizer):
@@ -54,13 +80,15 @@ class FusedGradDropAdamW(Optimizer):
     Args:
         params: tensors, param groups, or ``model.named_parameters()`` (names give the layers).
         lr: learning rate, >= 0; a float, or a tensor of one element that is read on the device.
-        betas: decay of the first and second moment, each in [0, 1).
+        betas: decay of the first and second moment, each in [0, 1); floats, or both as tensors of
+            one element on the CPU.
         eps: added to the root of the second moment, >= 0.
         weight_decay: decoupled decay per unit of lr, >= 0.
         drop_prob: probability in [0, 1] that an entry is dropped; or a schedule, a callable of the
             number of finished steps (``graddrop.schedules``), in force until a group's
             ``drop_prob`` is set; or a tensor of one element, read on the device. A group with
-            ``drop_prob=0`` is exempt.
+            ``drop_prob=0`` is exempt. With a ``GradScaler`` a schedule waits for the device, which
+            alone knows which steps were skipped; a tensor does not.
         granularity: what shares one decision: ``"element"``, ``"row"`` (dimension 0),
             ``"tensor"`` or ``"layer"`` (parameters in no layer are kept).
         select: which tensors or layers are dropped: ``"bernoulli"`` (each by its own chance),
@@ -82,6 +110,10 @@ class FusedGradDropAdamW(Optimizer):
         seed: of the masks and the rounding, in [0, 2**64); not torch's, which is not read.
         maximize: ascend instead of descend.
         capturable: allow the step to be captured in a CUDA graph.
+        amsgrad, foreach, differentiable: of ``torch.optim.AdamW``; at their defaults only.
+        fused: False: loss scales are taken out of the gradients before the step, as with
+            ``AdamW(fused=False)`` (Lightning's ``gradient_clip_val`` under mixed precision wants
+            it); otherwise within it, and a ``GradScaler`` does not wait for the device.
         max_grad_norm: bound > 0 of the norm of all gradients together, applied within the step:
             memory keeps the gradients as they are. The norm is then :attr:`grad_norm`.
             ``math.inf`` measures and does not clip. None: no norm is looked at.
@@ -102,17 +134,14 @@ class FusedGradDropAdamW(Optimizer):
             value of the wrong type.
     """
 
-    # torch.amp.GradScaler then sets `grad_scale` and `found_inf` while it calls the step, which
-    # reads them on the device instead of waiting for it.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
         drop_prob: float | Tensor | Schedule = 0.5,
         granularity: str = "element",
@@ -124,7 +153,10 @@ class FusedGradDropAdamW(Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
         maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
         masked_norm: bool = False,
         norm_group: Any = None,
@@ -146,8 +178,11 @@ class FusedGradDropAdamW(Optimizer):
         clipping_of(max_grad_norm, masked_norm, norm_group)  # checks them
         self._state_dtype = state_dtype
         self._backend = backend
+        # torch.amp.GradScaler then sets `grad_scale` and `found_inf` while it calls the step, which
+        # reads them on the device instead of waiting for it.
+        self._step_supports_amp_scaling = fused is not False
         self._counters = Counters()
-        self._planner = Planner(backend)
+        self._plan_cache = PlanCache(backend)
         self._knobs = GroupKnobs()
         self._skipping = Skipping()
         defaults = {
@@ -166,8 +201,26 @@ class FusedGradDropAdamW(Optimizer):
             "seed": seed,
             "maximize": maximize,
             "capturable": capturable,
+            "amsgrad": amsgrad,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": None,
+            "decoupled_weight_decay": True,
         }
+        first = defaults | {"drop_prob": drop_prob(0) if callable(drop_prob) else drop_prob}
+        make_plain(first)
+        check_values(first)
+        defaults |= {key: value for key, value in first.items() if key != "drop_prob"}
         super().__init__(params, defaults)
+
+    def __repr__(self) -> str:
+        """Name and knobs of each group; lists as long as the parameters are cut short."""
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {index}")
+            shown = sorted(group.keys() - {"params"} - CONSTANTS.keys())
+            lines += [f"    {key}: {beginning(group[key])}" for key in shown]
+        return "\n".join([*lines, ")"])
 
     # -- parameters and groups ---------------------------------------------------------------------
 
@@ -208,7 +261,7 @@ class FusedGradDropAdamW(Optimizer):
             self.param_groups[:] = others
             raise
         self._knobs.add(group, schedule)
-        self._planner.add(group)
+        self._plan_cache.add(group)
 
     # -- masks -------------------------------------------------------------------------------------
 
@@ -393,8 +446,8 @@ class FusedGradDropAdamW(Optimizer):
 
         Raises:
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
-                cannot serve it; a graph capture without ``capturable=True``; another mask than
-                the one of :meth:`skip_dropped`. Nothing has changed.
+                cannot serve it; a graph capture without ``capturable=True``, or of a parameter's
+                first step; another mask than the one of :meth:`skip_dropped`. Nothing has changed.
             ValueError: a param group holds a value outside its range. Nothing has changed.
         """
         loss = None
@@ -405,13 +458,14 @@ class FusedGradDropAdamW(Optimizer):
         check_capture(self.param_groups, self._knobs.has_schedules)
         clipping = clipping_of(self.max_grad_norm, self.masked_norm, self.norm_group)
         knobs = self._next_knobs()
+        self._counters.expect_masks(self.param_groups, knobs)
         params = [param for group in self.param_groups for param in group["params"]]
         grads = local_grads(params)
         if self._skipping:
             check_skippable(knobs, clipping)
             self._skipping.check(self.dropped_params())
             grads = self._skipping.fill(params, grads)
-        plan = self._planner.plan(
+        plan = self._plan_cache.plan(
             self.param_groups, params, grads, self.state, knobs, self._initial_state
         )
         keys = list(plan.executors)
@@ -443,8 +497,10 @@ class FusedGradDropAdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups."""
         self._counters.sync(self.param_groups)
+        for group in self.param_groups:
+            make_plain(group)
         state_dict = super().state_dict()
-        for group in state_dict["param_groups"]:  # where ZeroRedundancyOptimizer puts them
+        for group in state_dict.get("param_groups", ()):  # ZeroRedundancyOptimizer puts them there
             for name in OF_ALL_GROUPS & group.keys():
                 del group[name]
         return state_dict
@@ -470,15 +526,16 @@ class FusedGradDropAdamW(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         loaded = loaded_state(self.param_groups, state_dict)
-        finished = max((int(found["step"]) for found in loaded.values()), default=0)
-        groups = loaded_groups(self.param_groups, state_dict["param_groups"], finished)
+        groups = loaded_groups(
+            self.param_groups, state_dict["param_groups"], n_steps_of(loaded.values())
+        )
         state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         for group in groups:
             for param in group["params"]:
                 if param in loaded:
                     state[param] = self._initial_state(param, group)
                     for key, value in state[param].items():
-                        value.copy_(as_tensor(loaded[param][key]))
+                        value.copy_(as_tensor(loaded[param][key]).reshape(value.shape))
         schedules = self._knobs.schedules(self.param_groups)
         warn_overridden(self.param_groups, groups, schedules)
         keep_tensors(self.param_groups, groups)
@@ -488,16 +545,26 @@ class FusedGradDropAdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._counters.sync(self.param_groups)
-        own = {name: self.__dict__[name] for name in _PICKLED}
+        own: dict[str, Any] = {name: self.__dict__[name] for name in _PICKLED}
         own["_schedules"] = self._knobs.schedules(self.param_groups)
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        schedules = state["_schedules"]
+        groups, mine = state["param_groups"], self.__dict__
+        known = mine.get("param_groups", ())
+        fill_in(groups, known, state.get("defaults", mine.get("defaults", {})))
+        counters = agreed_counters(groups, n_steps_of(state["state"].values()))
+        schedules = state.get("_schedules")
+        if schedules is None and len(known) == len(groups):
+            schedules = self._knobs.schedules(self.param_groups)
         super().__setstate__({key: state[key] for key in state if key != "_schedules"})
+        for group in groups:
+            group.update(counters)
+        for name, value in _PICKLED.items():
+            mine.setdefault(name, value)
         self._counters = Counters()
-        self._knobs = GroupKnobs(self.param_groups, schedules)
-        if not hasattr(self, "_planner"):  # unpickled
-            self._planner = Planner(self._backend)
+        self._knobs = GroupKnobs(groups, schedules or [None] * len(groups))
+        if "_plan_cache" not in mine:  # unpickled
+            self._plan_cache = PlanCache(self._backend)
             self._skipping = Skipping()
-        self._planner.forget()  # it holds on to the old state
+        self._plan_cache.forget()  # it holds on to the old state

@@ -3,21 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 from .mask import threshold
 
 Schedule = Callable[[int], float]
-
-
-def scheduled(schedule: Schedule, steps_finished: int) -> Any:
-    """What a schedule gives; a number as a float, which every checkpoint can hold.
-
-    A NumPy number, say, is none that ``torch.load`` takes with ``weights_only``.
-    """
-    value = schedule(steps_finished)
-    return float(value) if isinstance(value, Real) else value
 
 
 @dataclass(frozen=True)

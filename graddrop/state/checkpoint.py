@@ -1,18 +1,23 @@
 """What a loaded state dict has to hold to go on from it, ours or that of ``torch.optim.AdamW``."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from numbers import Real
 from reprlib import repr as beginning  # of long lists
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..mask import layer_of
 from ..schedules import Schedule
 from ..step.checks import check_knobs
 from ..step.knobs import MASK_KNOBS
-from .groups import COUNTERS, Group, check_names, knobs_of, place_in
+from .counters import agreed_counters
+from .groups import CONSTANTS, COUNTERS, Group, check_names, knobs_of, make_plain, place_in
+
+State = dict[str, Any]
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 # What is compared, and warned about, when a loaded state overrides it.
@@ -27,7 +32,9 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
         state_dict: as ``Optimizer.state_dict`` made it.
 
     Raises:
-        ValueError: missing keys, groups of other sizes, moments of other shapes.
+        ValueError: missing keys, groups of other sizes, moments of other shapes, what AdamW has and
+            we have not.
+        TypeError: a number of steps that is no number.
     """
     missing = {"state", "param_groups"} - state_dict.keys()
     if missing:
@@ -48,13 +55,18 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
             )
         if saved.get("amsgrad"):
             raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
+        if not saved.get("decoupled_weight_decay", True) and saved["weight_decay"]:
+            raise ValueError(
+                "expected a state with decoupled weight decay, as of torch.optim.AdamW, got one of "
+                f"Adam with weight_decay={saved['weight_decay']}"
+            )
         for index, (param, param_id) in enumerate(
             zip(mine["params"], saved["params"], strict=True)
         ):
             if state := state_dict["state"].get(param_id):
                 try:
                     _check_state(param, state)
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     error.add_note(place_in(mine, index, group_index))
                     raise
                 loaded[param] = state
@@ -62,28 +74,62 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
 
 
 def loaded_groups(
-    groups: Sequence[Group], saved_groups: Sequence[Group], steps_finished: int
+    groups: Sequence[Group], saved_groups: Sequence[Group], n_steps: int
 ) -> list[Group]:
     """Copies of the saved groups, with our knobs where a group of torch.optim.AdamW has none.
 
     Args:
         groups: the optimizer's param groups.
         saved_groups: as many, of the same sizes.
-        steps_finished: by the saved state, for groups that do not count steps.
+        n_steps: the greatest ``step`` of the saved state.
 
     Raises:
-        ValueError: a saved knob outside its range.
-        TypeError: a saved knob of the wrong type.
+        ValueError: a saved knob or counter outside its range, or counters that differ.
+        TypeError: a saved knob or counter of the wrong type.
     """
     merged = []
     saved_groups = _in_order_of_names(groups, saved_groups)
     for mine, saved in zip(groups, saved_groups, strict=True):
         knobs = {key: value for key, value in mine.items() if key not in ("params", *COUNTERS)}
-        counters = {"steps_finished": steps_finished, "masks_begun": 0}
-        merged.append({**knobs, **counters, **deepcopy(saved), "params": mine["params"]})
+        # Which of its own loops a step of torch.optim.AdamW takes says nothing here.
+        merged.append({**knobs, **deepcopy(saved), **CONSTANTS, "params": mine["params"]})
+        make_plain(merged[-1])
         check_knobs(knobs_of(merged[-1]))
     check_names(merged)
+    counters = agreed_counters(merged, n_steps)
+    for group in merged:
+        group.update(counters)
     return merged
+
+
+def n_steps_of(states: Iterable[State]) -> int:
+    """The greatest ``step`` of the parameters' states, 0 where there is none."""
+    return max((int(state["step"]) for state in states if "step" in state), default=0)
+
+
+def fill_in(groups: Sequence[Group], known: Sequence[Group], defaults: Group) -> None:
+    """Give groups of ``torch.optim.AdamW``, or of an older version, the keys that they lack.
+
+    Args:
+        groups: what torch is about to make the optimizer's groups; changed in place.
+        known: the optimizer's groups so far, whose values they get; of another number: none.
+        defaults: the optimizer's, for what is left.
+    """
+    first_id = 0
+    for index, group in enumerate(groups):
+        n_params, names = len(group["params"]), group.get("param_names")
+        drop_prob = defaults.get("drop_prob")
+        values = {
+            "stream_ids": list(range(first_id, first_id + n_params)),
+            "layers": [layer_of(name) for name in names] if names else [None] * n_params,
+            **defaults,
+            "drop_prob": drop_prob(0) if callable(drop_prob) else drop_prob,
+            **(known[index] if len(known) == len(groups) else {}),
+        }
+        for key in values.keys() - group.keys() - set(COUNTERS):
+            group[key] = values[key]
+        group.update(CONSTANTS)
+        first_id += n_params
 
 
 def _in_order_of_names(groups: Sequence[Group], saved_groups: Sequence[Group]) -> list[Group]:
@@ -137,7 +183,7 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
-    """Let a tensor that a group has for ``lr`` or ``drop_prob`` take the loaded value where it is.
+    """Let a tensor that a group has as a knob take the loaded value where it is.
 
     Its owner, or a CUDA graph, goes on to write and read it there.
 
@@ -147,10 +193,13 @@ def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
     """
     for mine, new in zip(groups, loaded, strict=True):
         for knob in ("lr", "drop_prob"):
-            if isinstance(mine[knob], Tensor):
-                with torch.no_grad():
-                    mine[knob].copy_(as_tensor(new[knob]).reshape(mine[knob].shape))
-                new[knob] = mine[knob]
+            new[knob] = _kept(mine[knob], new[knob])
+        new["betas"] = tuple(map(_kept, mine["betas"], new["betas"]))
+
+
+@torch.no_grad()
+def _kept(mine: Any, new: Any) -> Any:
+    return mine.copy_(as_tensor(new).reshape(mine.shape)) if isinstance(mine, Tensor) else new
 
 
 def _check_state(param: Tensor, state: dict[str, Any]) -> None:
@@ -168,5 +217,12 @@ def _check_state(param: Tensor, state: dict[str, Any]) -> None:
                 f"expected {key} of shape {shape}, got {found}: this state belongs to other "
                 "parameters"
             )
-    if as_tensor(state["step"]).numel() != 1:
-        raise ValueError(f"expected step as one number, got {state['step']!r}")
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() == 1 and not step.is_meta:
+        step = step.item()
+    if isinstance(step, Tensor):
+        raise ValueError(f"expected step as one number, got {step!r}")
+    if not isinstance(step, Real) or isinstance(step, bool):
+        raise TypeError(f"expected step as one number, got {step!r}")
+    if not (float(step) >= 0 and float(step).is_integer()):
+        raise ValueError(f"expected step as a number of steps, got {state['step']!r}")

@@ -1,14 +1,47 @@
 """The two counters that pick the masks: in the param groups, and where each executor reads them."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..kernels import abi
-from ..step.checks import is_capturing
+from ..step.checks import check_count, is_capturing
+from ..step.knobs import Knobs
 from ..step.plan import Key
 from .groups import COUNTERS, Group
+from .plain import plain
+
+
+def agreed_counters(groups: Sequence[Group], n_steps: int) -> dict[str, int]:
+    """What all groups that were loaded count from.
+
+    Those that have parameters have to agree; empty ones, which a distributed checkpoint may leave
+    as they were, follow, as do those of ``torch.optim.AdamW``, which count nothing.
+
+    Args:
+        groups: param groups, each with our counters or without.
+        n_steps: the greatest ``step`` of their state. Groups that finished fewer were not loaded
+            with it; more is right where steps had no gradients.
+
+    Raises:
+        ValueError: a counter outside its range, or groups with parameters that differ.
+        TypeError: a counter that is no int.
+    """
+    counting = [group for group in groups if COUNTERS[0] in group and COUNTERS[1] in group]
+    for group in counting:
+        check_count("steps_finished", group["steps_finished"], n_bits=63)
+        check_count("masks_begun", group["masks_begun"], n_bits=32)
+    counting = [group for group in counting if group["params"]] or counting
+    found = [tuple(plain(group[name]) for name in COUNTERS) for group in counting]
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"expected param groups that agree in {COUNTERS}, got {found}: all of them step "
+            "together, and masks go by these numbers"
+        )
+    steps_finished, masks_begun = found[0] if found else (0, 0)
+    return {"steps_finished": max(steps_finished, n_steps), "masks_begun": masks_begun}
 
 
 class Counters:
@@ -23,6 +56,9 @@ class Counters:
         self._on: dict[Key, Tensor] = {}
         self._behind = False  # the groups do not know the latest steps
         self._captured = False  # and never do: a graph is replayed at any time
+        self._unnamed_steps = 0  # made before any mask was begun by hand
+        self._knobs: Sequence[Knobs] = ()  # those that the next line is about
+        self._by_hand = False  # whether a group's masks are
 
     def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> dict[Key, Tensor]:
         """The counters that executors read and advance: int64 [2] each, on their device."""
@@ -48,9 +84,26 @@ class Counters:
             for group in groups:
                 group["steps_finished"] += 1
 
+    def expect_masks(self, groups: Sequence[Group], knobs: Sequence[Knobs]) -> None:
+        """Warn, once, at the second step under ``period="epoch"`` before any ``new_mask``."""
+        if self._unnamed_steps == 2 or groups[0]["masks_begun"]:
+            return
+        if knobs is not self._knobs:
+            self._knobs = knobs
+            self._by_hand = any(not each.period and not each.masks_nothing for each in knobs)
+        self._unnamed_steps += self._by_hand
+        if self._unnamed_steps == 2:
+            warnings.warn(
+                'period="epoch" has one mask until new_mask() is called, and drops the same '
+                "entries meanwhile: call new_mask(epoch) at the beginning of each epoch, the first "
+                "included",
+                stacklevel=7,
+            )
+
     def begin_mask(self, draw: int, groups: Sequence[Group]) -> None:
         """Set the number of masks begun by hand."""
         self.sync(groups)
+        self._unnamed_steps = 2
         for group in groups:
             group["masks_begun"] = draw
         for counters in self._on.values():

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..schedules import Schedule, scheduled
+from ..schedules import Schedule
 from ..step.checks import check_knobs
 from ..step.knobs import Knobs, with_units
-from .groups import KNOBS, Group, check_numbers, knobs_of
+from .groups import CONSTANTS, KNOBS, Group, check_numbers, knobs_of, make_plain
+from .plain import plain
 
-_VALUES = itemgetter(*KNOBS)
-_MAY_BE_TENSORS = [KNOBS.index(name) for name in ("lr", "drop_prob")]
+_VALUES = itemgetter(*KNOBS, *CONSTANTS)
+_BETAS = KNOBS.index("betas")
 
 
 def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
@@ -24,8 +25,12 @@ def _are_same(values: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> b
 
 def _may_change(values: tuple[Any, ...]) -> bool:
     """Whether a value may become another one and stay the same object."""
-    return not isinstance(values[KNOBS.index("betas")], tuple) or any(
-        isinstance(values[i], Tensor) and values[i].device.type == "cpu" for i in _MAY_BE_TENSORS
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    betas = values[_BETAS]
+    return (
+        not isinstance(betas, tuple)
+        or any(isinstance(beta, Tensor) for beta in betas)
+        or any(tensor.device.type == "cpu" for tensor in tensors)
     )
 
 
@@ -92,12 +97,15 @@ class GroupKnobs:
             if group["drop_prob"] != followed.given:
                 followed.schedule = None
                 continue
-            group["drop_prob"] = followed.given = scheduled(schedule, group["steps_finished"])
+            group["drop_prob"] = followed.given = plain(schedule(group["steps_finished"]))
         check_numbers(groups)
         values = [_VALUES(group) for group in groups]
         same = _are_same(values, self._values)
         if same and not self._may_change:
             return self._knobs
+        for group in groups:
+            make_plain(group)
+        values = [_VALUES(group) for group in groups]
         knobs = [knobs_of(group) for group in groups]
         for group_knobs in knobs:
             check_knobs(group_knobs)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..mask import layer_of
-from ..schedules import scheduled
 from ..step.checks import check_ids, check_knobs, read_scalar
 from ..step.knobs import KNOBS as FIELDS
 from ..step.knobs import Knobs
 from ..step.sharding import INSTEAD_OF_PARTITIONS
+from .plain import plain
 
 Group = dict[str, Any]
 
@@ -18,14 +20,25 @@ COUNTERS = ("steps_finished", "masks_begun")
 _BETAS = ("beta1", "beta2")  # fields of Knobs that a group holds as one pair
 KNOBS = ("betas", *(name for name in FIELDS if name not in _BETAS))  # keys of a group
 OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "norm_group", "state_dtype", "backend"}
+# Arguments of torch.optim.AdamW that we have at one value only. They stand in our groups, since a
+# distributed checkpoint wants the keys of its reader.
+CONSTANTS = {
+    "amsgrad": False,
+    "foreach": None,
+    "fused": None,
+    "differentiable": False,
+    "decoupled_weight_decay": True,
+}
 
 
 def knobs_of(group: Group) -> Knobs:
     """A param group's knobs as the backends take them.
 
     Raises:
-        ValueError: unknown period, betas that are no pair, or a tensor of several elements.
+        ValueError: unknown period, betas that are no pair or on a device, a tensor of several
+            elements, or an argument of torch.optim.AdamW that we do not have.
     """
+    check_constants(group)
     period, betas = group["period"], group["betas"]
     if isinstance(period, str):
         period = PERIODS.get(period)
@@ -39,10 +52,36 @@ def knobs_of(group: Group) -> Knobs:
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
     values = {name: group[name] for name in KNOBS if name != "betas"}
-    values |= dict(zip(_BETAS, betas, strict=True)) | {"period": period}
-    values["lr"] = read_scalar("learning rate", group["lr"])
-    values["drop_prob"] = read_scalar("drop_prob", group["drop_prob"])
+    values["period"] = period
+    for index, field in enumerate(_BETAS):
+        values[field] = read_scalar(f"betas[{index}]", betas[index])
+        if isinstance(values[field], Tensor):
+            raise ValueError(
+                f"Invalid betas: expected tensors on the CPU, got one on {betas[index].device}: "
+                "the host reads them at each step"
+            )
+    for name in ("lr", "drop_prob"):
+        values[name] = read_scalar(name, group[name])
     return Knobs(**values)
+
+
+def check_constants(group: Group) -> None:
+    """Check that a group asks for nothing of torch.optim.AdamW that we do not have.
+
+    Raises:
+        ValueError: it does.
+    """
+    for name, value in CONSTANTS.items():
+        if name in group and group[name] is not value:
+            raise ValueError(
+                f"Invalid {name}: {group[name]!r}: FusedGradDropAdamW has it at {value} only"
+            )
+
+
+def make_plain(group: Group) -> None:
+    """Turn a group's knobs into what a checkpoint can hold, in place."""
+    for name in KNOBS:
+        group[name] = plain(group[name])
 
 
 def draw_of(group: Group) -> int:
@@ -78,8 +117,10 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     for counter in COUNTERS:
         group[counter] = others[0][counter] if others else 0
     if callable(group["drop_prob"]):
-        group["drop_prob"] = scheduled(group["drop_prob"], group["steps_finished"])
-    group["stream_ids"] = list(group.get("stream_ids", range(first_id, first_id + n_params)))
+        group["drop_prob"] = group["drop_prob"](group["steps_finished"])
+    make_plain(group)
+    stream_ids = group.get("stream_ids", range(first_id, first_id + n_params))
+    group["stream_ids"] = [plain(stream_id) for stream_id in stream_ids]
     names = group.get("param_names")
     layers = group.get("layers", [layer_of(name) for name in names] if names else None)
     if layers is None and group["granularity"] == "layer":
@@ -87,21 +128,35 @@ def complete(group: Group, others: Sequence[Group]) -> None:
             'granularity="layer" has to know the layers: pass model.named_parameters(), or '
             '"layers" (an int, or one per parameter) in each param group'
         )
-    group["layers"] = (
-        [layers] * n_params if layers is None or isinstance(layers, int) else list(layers)
-    )
-    check_names([*others, group])
+    layers = plain(layers)
+    one_for_all = layers is None or isinstance(layers, int)
+    group["layers"] = [layers] * n_params if one_for_all else [plain(layer) for layer in layers]
+    check_numbers([group], first=len(others))
+    check_ids(group["stream_ids"], group["layers"])
+    check_distinct([*others, group])
+    check_values(group)
+
+
+def check_values(group: Group) -> None:
+    """Check the knobs of a group that is being made.
+
+    Raises:
+        ValueError: as :func:`knobs_of`, and betas of which one alone is a tensor.
+        TypeError: as :func:`graddrop.step.checks.check_knobs`.
+    """
     check_knobs(knobs_of(group))
+    if len({isinstance(beta, Tensor) for beta in group["betas"]}) > 1:
+        raise ValueError("betas must be either both floats or both Tensors")
 
 
-def check_numbers(groups: Sequence[Group]) -> None:
-    """Check that each group names as many parameters as it has.
+def check_numbers(groups: Sequence[Group], first: int = 0) -> None:
+    """Check that each group names as many parameters as it has; ``first`` is the first's index.
 
     Raises:
         TypeError: no list of stream ids or layers.
         ValueError: stream ids or layers of another number than the parameters.
     """
-    for index, group in enumerate(groups):
+    for index, group in enumerate(groups, first):
         n_params = len(group["params"])
         for name in ("stream_ids", "layers"):
             found = group[name]
@@ -127,13 +182,22 @@ def check_names(groups: Sequence[Group]) -> None:
         ValueError: stream ids or layers of the wrong number or range, or a stream id used twice.
     """
     check_numbers(groups)
-    used: set[int] = set()
     for group in groups:
-        n_params = len(group["params"])
         check_ids(group["stream_ids"], group["layers"])
-        n_used = len(used)
-        used.update(group["stream_ids"])
-        if len(used) != n_used + n_params:
-            raise ValueError(
-                f"expected stream_ids that no other parameter has, got {group['stream_ids']}"
-            )
+    check_distinct(groups)
+
+
+def check_distinct(groups: Sequence[Group]) -> None:
+    """Check that no two parameters have one stream id.
+
+    Raises:
+        ValueError: a stream id is used twice.
+    """
+    lists = [group["stream_ids"] for group in groups]
+    if len(set().union(*lists)) == sum(map(len, lists)):
+        return
+    used: set[int] = set()
+    for stream_ids in lists:
+        if len(used.union(stream_ids)) != len(used) + len(stream_ids):
+            raise ValueError(f"expected stream_ids that no other parameter has, got {stream_ids}")
+        used.update(stream_ids)

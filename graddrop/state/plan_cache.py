@@ -1,4 +1,4 @@
-"""Which plan makes a step: the last one while its premises hold; each CUDA graph keeps its own."""
+"""The plans of an optimizer: the last one, used again while it fits, and one per CUDA graph."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from ..step.plan import Plan
 from ..step.slot import Slot
 from .groups import Group, check_names
 from .partition_guard import WholeShapes
-from .plan_guard import Premises
+from .plan_guard import PlanGuard
 from .slots import slots_of
 
 State = dict[str, Any]
 
 
-class Planner:
-    """The plans of one optimizer.
+class PlanCache:
+    """Makes the plan of a step, or takes the last one where nothing that it rests on has changed.
 
     Args:
         backend: the backend asked for.
@@ -27,7 +27,7 @@ class Planner:
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._whole_shapes = WholeShapes()
-        self._premises: Premises | None = None  # of the latest plan
+        self._guard: PlanGuard | None = None  # tells whether the latest plan still fits
         self._captured: list[tuple[Plan, Sequence[Slot | None]]] = []
         self.latest: Plan | None = None  # of the steps that are not captured
 
@@ -56,8 +56,8 @@ class Planner:
                 :func:`graddrop.state.slots.slots_of` and :class:`graddrop.step.plan.Plan`, and
                 where parameters have become partitions. Nothing has changed then.
         """
-        capturing, premises = is_capturing(), self._premises
-        if premises and not capturing and premises.hold(groups, params, grads, state, knobs):
+        capturing, guard = is_capturing(), self._guard
+        if guard and not capturing and guard.fits(groups, params, grads, state, knobs):
             assert self.latest is not None
             return self.latest
         check_names(groups)
@@ -66,13 +66,13 @@ class Planner:
         plan = Plan(params, slots, knobs, self._backend)
         state.update(states)
         if capturing:
-            # A replay uploads tables again as they were: they are no step's but the graph's. They
-            # live on, with all that they point at, since it may be replayed at any time.
+            # Each replay of the graph uploads this plan's tables again. So no other step may change
+            # them, and they are kept, with the tensors that they point at, for as long as we live.
             self._captured.append((plan, slots))
         else:
             like_grads = [None if slot is None else slot.grad for slot in slots]
             self.latest = plan
-            self._premises = Premises(groups, params, like_grads, state, knobs)
+            self._guard = PlanGuard(groups, params, like_grads, state, knobs)
         return plan
 
     def add(self, group: Group) -> None:
@@ -81,5 +81,5 @@ class Planner:
         self.forget()
 
     def forget(self) -> None:
-        """Make a new plan at the next step; graphs keep theirs."""
-        self.latest = self._premises = None
+        """Let the next step make a new plan; graphs keep theirs."""
+        self.latest = self._guard = None

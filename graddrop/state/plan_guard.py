@@ -1,7 +1,9 @@
-"""What a plan was made for, and whether it is still so: looked at before every step.
+"""Whether the last step's plan can make the next step too.
 
-This is the greater part of a step's host time, so everything is compared a list at a time, by
-functions that loop in C.
+A plan holds addresses, shapes, strides and dtypes of parameters and state. If one of them has
+changed, the plan would read and write in the wrong place. This is looked at before every step and
+takes most of a step's time on the host, so tensors are compared a list at a time, by functions that
+loop in C.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +23,14 @@ from .groups import Group
 State = Mapping[Tensor, dict[str, Any]]
 _STATE = itemgetter(*STATE_KEYS)
 _NAMES = itemgetter("stream_ids", "layers")
-_DTYPE, _LAYOUT, _SHAPE = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
-_SHAPE_AND_DEVICE = attrgetter("shape", "device")
+_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
+_SHAPE_AND_DTYPE, _SHAPE_AND_DEVICE = attrgetter("shape", "dtype"), attrgetter("shape", "device")
 
 
-class Premises:
-    """Groups, parameters, state and the layout of gradients at the time when a plan was made.
+class PlanGuard:
+    """Remembers what a plan was made for: groups, parameters, state and layouts of gradients.
 
-    Gradients are not kept: between two steps their memory belongs to whoever needs it.
+    The gradients themselves are not kept, so that their memory is free between two steps.
 
     Args:
         groups: the optimizer's param groups.
@@ -48,7 +50,7 @@ class Premises:
         knobs: Sequence[Knobs],
     ) -> None:
         self._params = list(params)
-        # What the masks call the parameters: lists, which a user may edit.
+        # Stream ids and layers are lists, which a user may edit: copies are kept.
         self._names = [tuple(map(copy, _NAMES(group))) for group in groups]
         self._knobs, self._structure = knobs, _structure(knobs)
         self._planned = [grad is not None for grad in grads]
@@ -56,13 +58,13 @@ class Premises:
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
-        # torch sees to it that its own parameters have gradients of their shape and device.
+        # torch refuses gradients of another shape or device, but not for tensor subclasses.
         self._plain = are_plain(params)
         self._all_plain = self._plain and are_plain(self._held)
         self._places = self._find_places()
         self._layouts = self._find_layouts(list(compress(grads, self._planned)))
 
-    def hold(
+    def fits(
         self,
         groups: Sequence[Group],
         params: Sequence[Tensor],
@@ -70,10 +72,11 @@ class Premises:
         state: State,
         knobs: Sequence[Knobs],
     ) -> bool:
-        """Whether only values, or gradients' places, differ. Arguments as for the constructor.
+        """Whether the plan can make this step; arguments as for the constructor.
 
-        Some that take part may have no gradient this time. Places are compared, not objects
-        alone: ``.data = `` swaps the memory of a tensor, or makes it another view of its own.
+        Values may be others, gradients may lie elsewhere, and some may be missing. It is not enough
+        that tensors are the same objects: assigning to ``.data`` gives a tensor other memory, or
+        other strides or another dtype in its own.
         """
         try:
             held = chain.from_iterable(map(_STATE, self._own))
@@ -97,8 +100,12 @@ class Premises:
         held: Sequence[Tensor] = self._held
         if not self._all_plain:
             params, held = local_tensors(params), local_tensors(held)
-        addresses = list(map(Tensor.data_ptr, chain(params, held)))
-        return addresses, list(map(_SHAPE, params)), list(map(Tensor.stride, params))
+        tensors = [*params, *held]
+        return (
+            list(map(Tensor.data_ptr, tensors)),
+            list(map(_SHAPE_AND_DTYPE, tensors)),
+            list(map(Tensor.stride, tensors)),
+        )
 
     def _take(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the plan takes these gradients."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..step.checks import check_grad, check_moments, check_param
+from ..step.checks import check_grad, check_moments, check_param, is_capturing
 from ..step.sharding import local_tensor, shard_of
 from ..step.slot import Slot
 from .checkpoint import STATE_KEYS
@@ -33,7 +33,8 @@ def slots_of(
         others.
 
     Raises:
-        RuntimeError: a gradient or a state that does not match its parameter.
+        RuntimeError: a gradient or a state that does not match its parameter; a parameter without
+            state while a CUDA graph is captured.
         TypeError: a parameter whose dtype has become one that cannot be stepped.
         ValueError: a parameter whose data have become such as cannot be stepped.
     """
@@ -48,6 +49,12 @@ def slots_of(
                 continue
             try:
                 if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
+                    if is_capturing():
+                        raise RuntimeError(
+                            "expected state for each parameter with a gradient to capture step() "
+                            "in a CUDA graph, whose replays would zero what is made now: make a "
+                            "step with these gradients before the capture"
+                        )
                     check_param(local_tensor(param))
                     own = {**own, **initial_state(param, group)}
                 slots.append(_slot_of(param, grad, own, group, index, group_index))
@@ -63,8 +70,8 @@ def _slot_of(
 ) -> Slot:
     local = local_tensor(param)
     check_param(local)
-    # Who stands still in this step is likely to move again: most gradients are laid out as their
-    # parameters.
+    # Without a gradient, tables are made for one that is laid out as its parameter, as most are:
+    # when such a one comes, they need not be made again.
     grad = local if grad is None else grad
     check_grad(local, grad)
     if missing := set(STATE_KEYS) - own.keys():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -75,16 +75,19 @@ def check_knobs(knobs: Knobs) -> None:
 def read_scalar(name: str, value: Any) -> Any:
     """A float for a tensor on the CPU; a tensor on a device is left for the device to read.
 
+    Args:
+        name: key of the param group.
+        value: of any type.
+
     Raises:
         ValueError: a tensor of more or fewer than one element, or without data.
     """
     if not isinstance(value, Tensor):
         return value
-    if value.numel() != 1 or value.is_meta:
-        kind = "meta tensor" if value.is_meta else "tensor"
-        raise ValueError(
-            f"Invalid {name}: {kind} of shape {tuple(value.shape)}: expected one element with data"
-        )
+    if value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+    if value.is_meta:
+        raise ValueError(f"Invalid {name}: expected a tensor with data, got a meta tensor")
     return value.item() if value.device.type == "cpu" else value
 
 
@@ -228,16 +231,21 @@ def check_shard(param: Tensor, shard: Shard) -> None:
 
 
 def check_draw(draw: int) -> None:
-    """Check the index of a mask.
+    """Check the index of a mask: :func:`check_count` below 2**32."""
+    check_count("draw", draw, n_bits=32)
+
+
+def check_count(name: str, count: Any, n_bits: int) -> None:
+    """Check a number that counts.
 
     Raises:
         TypeError: not an int.
-        ValueError: outside [0, 2**32).
+        ValueError: outside [0, 2**n_bits).
     """
-    if not isinstance(draw, int) or isinstance(draw, bool):
-        raise TypeError(f"Invalid draw: {draw!r}: expected an int, got {type(draw)}")
-    if not 0 <= draw < 1 << 32:
-        raise ValueError(f"Invalid draw: {draw}: expected an integer in [0, 2**32)")
+    if not isinstance(count, Integral) or isinstance(count, bool):
+        raise TypeError(f"Invalid {name}: {count!r}: expected an int, got {type(count)}")
+    if not 0 <= int(count) < 1 << n_bits:
+        raise ValueError(f"Invalid {name}: {count}: expected an integer in [0, 2**{n_bits})")
 
 
 def check_ids(stream_ids: Sequence[int], layers: Sequence[int | None]) -> None:
@@ -269,7 +277,7 @@ def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
 
     Raises:
         RuntimeError: a group without ``capturable=True``, a schedule, or a tensor on the CPU as
-            ``lr`` or ``drop_prob``.
+            ``lr``, ``drop_prob`` or one of ``betas``.
     """
     if not is_capturing():
         return
@@ -282,8 +290,9 @@ def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
             "expected a tensor as drop_prob to capture step() in a CUDA graph, got a schedule, "
             "which only the host can follow: fill the tensor between replays"
         )
-    for name in ("lr", "drop_prob"):
-        if any(isinstance(g[name], Tensor) and g[name].device.type == "cpu" for g in groups):
+    for name in ("lr", "drop_prob", "betas"):
+        values = [value for g in groups for value in (g[name] if name == "betas" else [g[name]])]
+        if any(isinstance(value, Tensor) and value.device.type == "cpu" for value in values):
             raise RuntimeError(
                 f"expected {name} as a tensor on the GPU to capture step() in a CUDA graph, got "
                 "one on the CPU, which replays would not read: move it there"

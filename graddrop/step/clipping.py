@@ -1,5 +1,6 @@
 """Bound of the norm of all gradients together."""
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -61,12 +62,17 @@ class Clipping:
         torch.distributed.all_reduce(total, group=self.group)
         return total
 
-    def factor(self, norm: Tensor) -> Tensor:
+    def factor(self, norm: Tensor) -> Tensor | None:
         """What multiplies every gradient, as in ``torch.nn.utils.clip_grad_norm_``.
 
         Args:
             norm: of all gradients, 0-dim; infinite or NaN gives NaN gradients, as in torch.
+
+        Returns:
+            0-dim, on the norm's device; None for an infinite bound, which nothing exceeds.
         """
+        if math.isinf(self.max_norm):
+            return None
         return (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sharding import local_tensor
+from .sharding import local_tensors
 
 
 def check_disjoint(known: Sequence[Tensor], added: Sequence[Tensor]) -> None:
@@ -23,14 +23,26 @@ def check_disjoint(known: Sequence[Tensor], added: Sequence[Tensor]) -> None:
         raise ValueError("a parameter appears twice in one param group: pass it once")
     if not {id(param) for param in known}.isdisjoint(map(id, added)):
         raise ValueError("some parameters appear in more than one parameter group")
-    params = [local_tensor(param) for param in (*known, *added)]
-    if pair := find_overlap(params):
-        first, second = pair
+    params = [*local_tensors(known), *local_tensors(added)]
+    near = _near(params, len(known))
+    if pair := find_overlap([params[index] for index in near]):
+        first, second = (near[place] for place in pair)
         raise ValueError(
             f"parameters {first} and {second} of shapes {tuple(params[first].shape)} and "
             f"{tuple(params[second].shape)} share memory: pass tied or overlapping parameters "
             "once, as model.parameters() does"
         )
+
+
+def _near(tensors: Sequence[Tensor], n_known: int) -> list[int]:
+    """Positions of the tensors after the first ``n_known``, and of those that lie among them."""
+    if len(tensors) == n_known:
+        return []
+    spans = [(tensor.data_ptr(), tensor.data_ptr() + _extent(tensor)) for tensor in tensors]
+    added = spans[n_known:]
+    start, end = min(first for first, _ in added), max(last for _, last in added)
+    known = [index for index in range(n_known) if spans[index][0] < end and start < spans[index][1]]
+    return [*known, *range(n_known, len(tensors))]
 
 
 def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
@@ -52,6 +64,8 @@ def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
 
 def _extent(tensor: Tensor) -> int:
     """Bytes from the first entry to behind the last one."""
+    if tensor.is_contiguous():
+        return tensor.numel() * tensor.element_size()
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )

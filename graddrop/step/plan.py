@@ -79,19 +79,27 @@ class Plan:
 
         Raises:
             RuntimeError: a gradient whose memory has been freed. Nothing has changed then.
+
+        What else may end it, such as Ctrl-C while a kernel compiles, leaves ``counters`` as if the
+        step had not been begun.
         """
         planned = list(compress(grads, self._planned))
         for key, executor in self.executors.items():
             members = self._members[key]
             all_here = len(members) == len(planned)
             executor.set_grads(planned if all_here else [planned[i] for i in members])
-        for key, executor in self.executors.items():
-            scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
-            executor.begin(knobs, counters[key], *scaling)
-        norm = None if clipping is None else self._grad_norm(clipping)
-        factor = None if clipping is None or norm is None else clipping.factor(norm)
-        for key, executor in self.executors.items():
-            executor.step(_on(factor, key[0]))
+        try:
+            for key, executor in self.executors.items():
+                scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
+                executor.begin(knobs, counters[key], *scaling)
+            norm = None if clipping is None else self._grad_norm(clipping)
+            factor = None if clipping is None or norm is None else clipping.factor(norm)
+            for key, executor in self.executors.items():
+                executor.step(_on(factor, key[0]))
+        except BaseException:
+            for executor in self.executors.values():
+                executor.abandon()
+            raise
         # Autograd sees no write through an address, and would use graphs that hold old values.
         written = [p for p, grad in zip(self._params, planned, strict=True) if grad is not None]
         torch.autograd.graph.increment_version(written)

@@ -12,7 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from .. import abi
 from .capture import relaxed_capture
 from .norm import dense_squares, strided_squares, sum_chunks
-from .prepare import FLOATS, GRAD_FACTOR, INTS, prepare
+from .prepare import ACTIVE, FLOATS, GRAD_FACTOR, INTS, prepare
 from .step import dense_step, strided_step
 from .walk import BLOCK, SOURCE_LONG_ROW, TILES
 
@@ -105,6 +105,7 @@ class TritonStep:
         self._aligned = self._alignment()
         self._launches = self._plan_launches()
         self._sums: tuple[Tensor, Tensor] | None = None  # made when it is first needed
+        self._n_launched = 0  # of the step's launches
         self._upload(self._tensor_table, self._host_table)
 
     def set_grads(self, origins: Tensor) -> None:
@@ -136,6 +137,7 @@ class TritonStep:
             found_inf: float32, 1 element on the device: unless 0, nothing changes.
         """
         n_tensors = len(self._tensor_table)
+        self._n_launched = 0
         with self._on_device():
             prepare[(triton.cdiv(n_tensors, PREPARE_BLOCK),)](
                 self._tensor_table,
@@ -252,6 +254,18 @@ class TritonStep:
                         VECTOR=vector,
                         **self._options(vector, crowded),
                     )
+                self._n_launched += 1
+
+    def waiting(self) -> list[bool]:
+        """Of each tensor, whether it was counted by the step that is prepared and has not moved.
+
+        For a step that an error has ended; waits for the device.
+        """
+        moved = {
+            row for launch in self._launches[: self._n_launched] for row in launch.rows.tolist()
+        }
+        active = self._ints[:, ACTIVE.value].tolist()
+        return [bool(counted) and row not in moved for row, counted in enumerate(active)]
 
     @property
     def n_launches(self) -> int:

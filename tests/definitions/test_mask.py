@@ -221,3 +221,15 @@ def test_an_unknown_granularity_is_named():
 def test_a_layer_is_what_the_name_says(name, layer):
     """The first of layer.N., layers.N., h.N., block.N. and blocks.N. names layer N."""
     assert layer_of(name) == layer
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shape", [(1 << 40, 0), (0, 1 << 40), (1 << 40, 0, 1 << 20)])
+def test_a_mask_of_nothing_takes_no_memory(granularity, shape):
+    """However many rows an empty tensor has; one that is no granularity is still refused."""
+    random = {"stream_id": 0, "layer": 0, "seed": 0, "draw": 0, "drop_prob": 0.5}
+    keep = keep_mask(shape, granularity=granularity, **random)
+    assert (keep.shape, keep.dtype) == (shape, torch.bool)
+    assert Shard.whole(shape).elements(shape).shape == shape
+    with pytest.raises(ValueError, match="Invalid granularity"):
+        keep_mask(shape, granularity="column", **random)

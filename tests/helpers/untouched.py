@@ -14,6 +14,7 @@ SHAPES = ((5, 7), (4,))
 def trained(**knobs: Any) -> FusedGradDropAdamW:
     """An optimizer that has made two steps and has new gradients."""
     optimizer = make_optimizer("auto", shapes=SHAPES, **knobs)
+    optimizer.new_mask(0)
     train(optimizer, 2)
     set_grads(params_of(optimizer), 2)
     return optimizer

@@ -63,6 +63,7 @@ def test_to_look_changes_nothing():
         optimizer = make_optimizer(
             granularity="tensor", period="epoch", drop_prob=schedules.Linear(0.2, 0.8, 4)
         )
+        optimizer.new_mask(0)
         for step in range(3):
             if look:
                 for param in params_of(optimizer):
@@ -193,6 +194,7 @@ def test_a_mask_lives_until_the_next_is_begun(backend, device):
         seed=6,
         backend=backend,
     )
+    optimizer.new_mask(0)
     masks = []
     for step in range(4):
         if step == 2:
@@ -202,6 +204,33 @@ def test_a_mask_lives_until_the_next_is_begun(backend, device):
     assert torch.equal(masks[0][0], masks[1][0]) and torch.equal(masks[2][0], masks[3][0])
     assert not torch.equal(masks[1][0], masks[2][0])
     assert not torch.equal(masks[0][1], masks[1][1])
+
+
+@pytest.mark.parametrize("exempt_first", [False, True])
+def test_an_epoch_without_a_mask_is_said_once(exempt_first):
+    """period="epoch" in any group, and no new_mask() before the second step: one warning."""
+    first, second = make_params(SHAPES[:2])
+    groups = [{"params": [first]}, {"params": [second], "period": "epoch"}]
+    if exempt_first:
+        groups[0] |= {"period": "epoch", "drop_prob": 0.0}
+    optimizer = FusedGradDropAdamW(groups, drop_prob=0.5)
+    train(optimizer, 1)  # as torch.distributed.checkpoint does to make the state
+    with pytest.warns(UserWarning, match="has one mask until new_mask") as caught:
+        train(optimizer, range(1, 4))
+    assert len(caught) == 1 and caught[0].filename.endswith("small_runs.py")
+
+
+@pytest.mark.parametrize("name_the_first", [True, False])
+def test_an_epoch_that_has_its_mask_is_not_spoken_of(name_the_first):
+    """Warnings are errors here: begun by name or by count, in an exempt group, or loaded."""
+    optimizer = make_optimizer(shapes=((70,),), period="epoch")
+    optimizer.new_mask(0 if name_the_first else None)
+    train(optimizer, 3)
+    optimizer.new_mask(3)
+    resumed = make_optimizer(shapes=((70,),), period="epoch")
+    resumed.load_state_dict(optimizer.state_dict())
+    train(resumed, range(3, 6))
+    train(make_optimizer(shapes=((70,),), period="epoch", drop_prob=0.0), 3)
 
 
 def test_a_named_mask_is_begun_once():

@@ -144,7 +144,7 @@ def test_auto_chooses_and_says_nothing(dtype, expected, cpu_kernel):
         warnings.simplefilter("error")
         train(automatic, 2)
     train(named, 2)
-    assert [key[1] for key in automatic._planner.latest.executors] == [expected]
+    assert [key[1] for key in automatic._plan_cache.latest.executors] == [expected]
     assert_same(snapshot(automatic), snapshot(named))
 
 
@@ -155,7 +155,7 @@ def test_auto_chooses_triton_on_a_gpu(cpu_kernel):
     params = [*make_params(((70,),), device="cuda"), *make_params(((70,),))]
     optimizer = FusedGradDropAdamW(params)
     train(optimizer, 1)
-    assert {key[1] for key in optimizer._planner.latest.executors} == {"triton", "cpu"}
+    assert {key[1] for key in optimizer._plan_cache.latest.executors} == {"triton", "cpu"}
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """Laws of ``FusedGradDropAdamW`` as a drop-in for ``torch.optim.AdamW``."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -21,6 +22,9 @@ from helpers.small_runs import (
 )
 
 from graddrop import FusedGradDropAdamW, graddrop_adamw_
+from graddrop.state import groups
+from graddrop.step import overlap
+from graddrop.step.knobs import KNOBS as FIELDS
 from graddrop.step.knobs import Knobs
 
 CPU = torch.device("cpu")
@@ -306,9 +310,83 @@ def test_groups_join_at_the_present_draw(backend, device):
 def test_defaults_are_those_of_the_knobs(entrance):
     """A knob is declared once: signatures name all of them, with the same defaults."""
     given = {name: p.default for name, p in inspect.signature(entrance).parameters.items()}
-    declared = {field.name: field.default for field in dataclasses.fields(Knobs)}
+    declared = {f.name: f.default for f in dataclasses.fields(Knobs) if f.name in FIELDS}
     declared["betas"] = (declared.pop("beta1"), declared.pop("beta2"))
     declared["period"] = "step"
     if entrance is graddrop_adamw_:
         del declared["period"], declared["lr"]  # the caller names the draw and the rate
     assert {name: given[name] for name in declared} == declared
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "foreach", "differentiable"])
+def test_arguments_of_adamw_are_taken_at_their_defaults(option):
+    """Code that spells them out runs, by argument and in a group."""
+    default = inspect.signature(torch.optim.AdamW).parameters[option].default
+    plain = run()
+    assert_same(run(**{option: default}), plain)
+    params = make_params(SMALL)
+    ours = FusedGradDropAdamW([{"params": params, option: default}], lr=1e-2, seed=3)
+    assert ours.param_groups[0][option] is default
+
+
+def test_all_arguments_of_adamw_are_arguments():
+    """By the same names, in the same order where they may be given by place."""
+    theirs = inspect.signature(torch.optim.AdamW).parameters
+    ours = inspect.signature(FusedGradDropAdamW).parameters
+    assert theirs.keys() <= ours.keys()
+    by_place = [name for name, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert list(ours)[: len(by_place)] == by_place
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_fused_says_who_takes_out_the_loss_scale(fused):
+    """False: a GradScaler does, before the step, as other libraries ask; it lives in copies too."""
+    optimizer = make_optimizer(shapes=SMALL, fused=fused)
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        assert each._step_supports_amp_scaling is (fused is not False)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        set_grads(params_of(each), 0)
+        for param in params_of(each):
+            param.grad.mul_(4.0)
+        scaler.scale(torch.ones(()))  # makes the scale
+        scaler.step(each)
+        torch.testing.assert_close(snapshot(each), run(steps=1))
+        scaled = params_of(each)[0].grad / make_grad(params_of(each)[0], 0, 0)
+        torch.testing.assert_close(scaled, torch.full_like(scaled, 1.0 if fused is False else 4.0))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_its_repr_is_short(named):
+    """With 391 parameters under twice the length of AdamW's; every knob is in it."""
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(391)]
+    given = [(f"encoder.layer.{i // 16}.w{i}", p) for i, p in enumerate(params)]
+    ours, theirs = (
+        cls(given if named else params) for cls in (FusedGradDropAdamW, torch.optim.AdamW)
+    )
+    assert len(repr(ours)) < 2 * len(repr(theirs))
+    for knob in (*KNOBS, "stream_ids", "steps_finished"):
+        assert f"    {knob}: " in repr(ours)
+    assert repr(ours).startswith("FusedGradDropAdamW (\nParameter Group 0\n")
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_group_costs_the_same_among_many(monkeypatch, one_by_one):
+    """To add one looks closely at its own parameters, not at all the others again."""
+    looked_at = []
+    for module, name in ((groups, "check_ids"), (overlap, "find_overlap")):
+        real = getattr(module, name)
+
+        def counting(listed, *others, real=real):
+            looked_at.append(len(listed))
+            return real(listed, *others)
+
+        monkeypatch.setattr(module, name, counting)
+    params = [torch.nn.Parameter(torch.zeros(8)) for _ in range(200)]
+    every = [{"params": [param], "lr": 1e-3} for param in params]
+    optimizer = FusedGradDropAdamW(every[:1] if one_by_one else every)
+    for group in every[1:] if one_by_one else ():
+        optimizer.add_param_group(group)
+    assert sum(looked_at) == 400
+    assert [group["stream_ids"] for group in optimizer.param_groups] == [[i] for i in range(200)]

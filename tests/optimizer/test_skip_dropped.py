@@ -221,6 +221,7 @@ def test_what_the_step_would_read_is_not_skipped():
 def test_another_mask_than_the_skipped_one_is_refused(between):
     """A mask, a knob or a state that comes between backward and step; the step changes nothing."""
     model, optimizer = make_net(period="epoch", seed=SEEDS_APART[0])
+    optimizer.new_mask(0)
     train_net(model, optimizer, skip=True, steps=1)
     state = optimizer.state_dict()
     optimizer.zero_grad()

@@ -47,14 +47,14 @@ def test_one_plan_serves_them_all(backend, device):
     """Tables are made once, whichever of the gradients a step has."""
     ours = make(backend, device)
     step(ours, 0)
-    plan = ours._planner.latest
+    plan = ours._plan_cache.latest
     for number in (1, 8, 15, 0):
         step(ours, number)
-        assert ours._planner.latest is plan
+        assert ours._plan_cache.latest is plan
     first = params_of(ours)[0]
     first.grad = torch.zeros(7, 5, device=device).t()  # control: another layout is another plan
     ours.step()
-    assert ours._planner.latest is not plan
+    assert ours._plan_cache.latest is not plan
 
 
 def test_state_that_was_loaded_waits_for_its_gradient(backend, device):
@@ -65,9 +65,9 @@ def test_state_that_was_loaded_waits_for_its_gradient(backend, device):
     for mine, theirs in zip(params_of(ours), params_of(before), strict=True):
         mine.data.copy_(theirs.data)
     step(ours, 2)
-    plan = ours._planner.latest
+    plan = ours._plan_cache.latest
     step(ours, 0)
-    assert ours._planner.latest is plan
+    assert ours._plan_cache.latest is plan
     for number in (2, 0):
         step(before, number)
     assert_same(snapshot(ours), snapshot(before))

@@ -29,6 +29,7 @@ def test_an_edited_name_makes_the_next_mask(backend, device, name, value, granul
     group = {"params": make_params(((9, 8), (9, 8)), device=device), "layers": [0, 1]}
     knobs = {"site": "freeze", "granularity": granularity, "period": "epoch"}
     ours = FusedGradDropAdamW([group], backend=backend, **knobs)
+    ours.new_mask(0)
     train(ours, 1)
     before = [*map(ours.keep_mask, params_of(ours))]
     for candidate in range(value, value + 9):  # one of them is kept otherwise: masks are few

@@ -27,7 +27,9 @@ def make_optimizer(device: str, backend: str, **knobs: object) -> FusedGradDropA
         {"params": params[4:], "site": "freeze", "weight_decay": 0.0},
     ]
     knobs = {"lr": 1e-2, "drop_prob": schedules.Linear(0.2, 0.8, 8), "seed": 11} | knobs
-    return FusedGradDropAdamW(groups, backend=backend, **knobs)
+    optimizer = FusedGradDropAdamW(groups, backend=backend, **knobs)
+    optimizer.new_mask(0)
+    return optimizer
 
 
 def run(optimizer: FusedGradDropAdamW, steps: range) -> None:
@@ -87,8 +89,8 @@ def test_a_new_process_goes_on_where_the_old_one_stopped(backend, device, tmp_pa
     assert_same(resumed, snapshot(optimizer))
 
 
-@pytest.mark.parametrize("forgotten", ["steps_finished", "masks_begun"])
-def test_a_run_that_forgets_a_counter_goes_elsewhere(tmp_path, forgotten):
+@pytest.mark.parametrize("miscounted", ["steps_finished", "masks_begun"])
+def test_a_run_that_miscounts_goes_elsewhere(tmp_path, miscounted):
     """Control: each of the two counters in the checkpoint decides about masks."""
     optimizer = make_optimizer("cpu", "reference")
     run(optimizer, range(4))
@@ -96,7 +98,7 @@ def test_a_run_that_forgets_a_counter_goes_elsewhere(tmp_path, forgotten):
     run(optimizer, range(4, 7))
     checkpoint = torch.load(tmp_path / "before.pt", weights_only=True)
     for group in checkpoint["optimizer"]["param_groups"]:
-        group[forgotten] = 0
+        group[miscounted] += 1
     torch.save(checkpoint, tmp_path / "before.pt")
     resume_and_save(tmp_path, "reference", "cpu", 4, 7)
     resumed = torch.load(tmp_path / "after.pt", weights_only=True)

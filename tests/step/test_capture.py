@@ -81,15 +81,15 @@ def test_a_capture_has_a_plan_of_its_own(monkeypatch):
     optimizer, plain = (make_optimizer("reference", capturable=True) for _ in range(2))
     for each in (optimizer, plain):
         train(each, 2)
-    latest = optimizer._planner.latest
+    latest = optimizer._plan_cache.latest
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_initialized", lambda: True)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         train(optimizer, range(2, 3))
-    ((captured, _),) = optimizer._planner._captured
-    assert captured is not latest and optimizer._planner.latest is latest
+    ((captured, _),) = optimizer._plan_cache._captured
+    assert captured is not latest and optimizer._plan_cache.latest is latest
     train(optimizer, range(3, 5))
-    assert optimizer._planner.latest is latest
+    assert optimizer._plan_cache.latest is latest
     train(plain, range(2, 5))
     assert_same(snapshot(optimizer), snapshot(plain))
 
@@ -110,7 +110,7 @@ def test_a_graph_keeps_what_it_writes_to(monkeypatch, backend, device):
     train(optimizer, range(2, 3))
     gc.collect()
     assert counters() is not None and moment() is not None
-    optimizer._planner._captured.clear()  # control: the graph's plan was what kept them
+    optimizer._plan_cache._captured.clear()  # control: the graph's plan was what kept them
     gc.collect()
     assert counters() is None and moment() is None
 
@@ -163,6 +163,10 @@ def test_a_relaxed_capture_ends_as_it_began(monkeypatch):
             "expected a tensor as drop_prob .*, got a schedule",
         ),
         ({"capturable": True, "lr": torch.tensor(0.1)}, "expected lr as a tensor on the GPU"),
+        (
+            {"capturable": True, "betas": (torch.tensor(0.9), torch.tensor(0.99))},
+            "expected betas as a tensor on the GPU",
+        ),
     ],
 )
 def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, message):
@@ -176,3 +180,24 @@ def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, mes
         optimizer.step()
     monkeypatch.undo()
     assert_same(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_capture_of_a_first_step_is_refused(monkeypatch, which):
+    """State that is made in a capture would be zeroed at each replay; nothing has changed."""
+    optimizer = make_optimizer(shapes=SMALL, capturable=True)
+    params = params_of(optimizer)
+    params[1 - which].grad = torch.ones_like(params[1 - which])
+    optimizer.step()
+    before = snapshot(optimizer)
+    set_grads(params, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="make a step with these gradients before") as caught:
+            optimizer.step()
+        assert caught.value.__notes__ == [f"This is parameter {which} of param group 0."]
+        assert_same(snapshot(optimizer), before)
+        params[which].grad = None  # control: without a gradient it needs no state
+        optimizer.step()
+    assert params[which] not in optimizer.state

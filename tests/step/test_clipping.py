@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers.small_runs import (
@@ -205,3 +206,24 @@ def test_a_step_without_gradients_has_no_norm(backend, device):
     optimizer = make_optimizer(backend, device, SMALL, max_grad_norm=1.0)
     optimizer.step()
     assert optimizer.grad_norm is None
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("masked_norm", [False, True])
+def test_an_infinite_bound_measures_and_does_not_clip(backend, device, value, masked_norm):
+    """Gradients that are not finite meet no factor: all others step as without a bound."""
+    options = {"max_grad_norm": math.inf, "masked_norm": masked_norm, "drop_prob": 0.0}
+    measured = make_optimizer(backend, device, SMALL, **options)
+    plain = make_optimizer(backend, device, SMALL, drop_prob=0.0)
+    clipped = make_optimizer(backend, device, SMALL, **(options | {"max_grad_norm": 1.0}))
+    for optimizer in (measured, plain, clipped):
+        params = params_of(optimizer)
+        set_grads(params, 0)
+        params[0].grad.fill_(value)
+        with np.errstate(all="ignore"):  # which the interpreter computes with
+            optimizer.step()
+    assert not measured.grad_norm.isfinite()
+    assert_same(snapshot(measured), snapshot(plain))
+    assert snapshot(measured)[4].isfinite().all()
+    # control: a finite bound takes the others' steps away, or turns them to NaN
+    assert not torch.equal(snapshot(clipped)[4], snapshot(plain)[4])

@@ -40,7 +40,7 @@ def plan_bytes(optimizer):
     own = {tensor.untyped_storage().data_ptr() for tensor in params_of(optimizer)}
     for state in optimizer.state.values():
         own |= {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    found, seen, queue = {}, set(), [optimizer._planner.latest, optimizer._counters]
+    found, seen, queue = {}, set(), [optimizer._plan_cache.latest, optimizer._counters]
     while queue:
         thing = queue.pop()
         if id(thing) in seen or isinstance(thing, type) or callable(thing):

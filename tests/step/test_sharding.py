@@ -354,6 +354,7 @@ def check_distributed_checkpoint(backend, options):
     model, again = sharded_model(), sharded_model()
     ours = make_optimizer(two_groups(model), backend)
     fresh = make_optimizer(two_groups(again), backend)
+    ours.new_mask(0)
     train(ours, 2)
     ours.new_mask()
     saved = checkpoint.get_optimizer_state_dict(model, ours, options=options)

@@ -164,6 +164,45 @@ def test_a_model_may_change_its_dtype(dtype, begun):
     assert optimizer.state[model.weight]["exp_avg"].dtype == expected
 
 
+def other_dtype(param, state):
+    """The parameter turns into a 16-bit view of the beginning of its memory."""
+    param.data = param.data.fill_(1).view(BF16).flatten()[:36].view(6, 6)
+
+
+def both_moments_transposed(param, state):
+    """Both moments turn into other views of their own memory."""
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key].data = state[key].data.view(6, 6).t()
+
+
+def both_moments_narrower(param, state):
+    """Both moments turn into 16-bit views of the beginning of their memory."""
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key].data = state[key].data.zero_().view(BF16).flatten()[:36].view(6, 6)
+
+
+@pytest.mark.parametrize("swap", [other_dtype, both_moments_transposed, both_moments_narrower])
+def test_memory_that_is_seen_otherwise_is_seen(backend, device, swap):
+    """``.data =`` at the same address, with other strides or another dtype: a new plan is made."""
+    runs = []
+    for fresh in (False, True):
+        (param,) = make_params(((6, 6),), F32, device)
+        optimizer = make_optimizer([param], backend)
+        param.grad = make_grad(param, 0, 0)
+        optimizer.step()
+        address = param.data_ptr(), optimizer.state[param]["exp_avg"].data_ptr()
+        swap(param, optimizer.state[param])
+        assert (param.data_ptr(), optimizer.state[param]["exp_avg"].data_ptr()) == address
+        if fresh:
+            optimizer._plan_cache.forget()
+        param.grad = None
+        param.grad_dtype = None
+        param.grad = make_grad(param, 0, 1)
+        optimizer.step()
+        runs.append(snapshot(optimizer))
+    assert_same(*runs)
+
+
 CHANGES = {
     "drop_prob from 0": ({"drop_prob": 0.0}, {"drop_prob": 0.5}),
     "drop_prob to 0": ({"drop_prob": 0.5}, {"drop_prob": 0.0}),

@@ -14,7 +14,7 @@ class Executor(Protocol):
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """Take over the next step's gradients, one per slot, of dtypes and strides as before.
 
-        A slot whose gradient is None stands still in this step.
+        A slot whose gradient is None stands still in this step, of which nothing is counted yet.
 
         Raises:
             RuntimeError: a gradient whose memory has been freed.
@@ -37,3 +37,9 @@ class Executor(Protocol):
 
     def step(self, clip_factor: Tensor | None) -> None:
         """Make the step that was begun, all gradients multiplied by ``clip_factor``."""
+
+    def abandon(self) -> None:
+        """Take back what has been counted of a step that an error, or Ctrl-C, has ended.
+
+        Tensors that have moved keep their ``step``; ``counters`` are as they were before.
+        """

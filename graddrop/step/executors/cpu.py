@@ -39,10 +39,11 @@ class CpuExecutor:
         self._knobs: Sequence[Knobs] = ()
         self._group_table = self._counters = self._finished = torch.empty(0, device="cpu")
         self._loss_scale = 1.0
-        self._skipped = False
+        self._skipped = self._counted = False
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
+        self._counted = False
         if (base_addresses := self._grad_column.moved(grads)) is not None:
             for _, _, rows, tensor_table, _ in self._calls:
                 tensor_table[:, abi.GRAD] = base_addresses[rows]
@@ -102,3 +103,10 @@ class CpuExecutor:
                 grad_factor=factor / self._loss_scale,
             )
         self._finished.add_(1)
+        self._counted = True
+
+    def abandon(self) -> None:
+        """See :class:`Executor`."""
+        if self._counted:
+            self._finished.sub_(1)
+            self._counted = False

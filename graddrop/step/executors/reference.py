@@ -23,12 +23,13 @@ class ReferenceExecutor:
         self._knobs: Sequence[Knobs] = []
         self._counters: Tensor | None = None
         self._loss_scale = 1.0
-        self._skipped = False
+        self._skipped = self._counted = False
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
         check_grads(grads)
         self._grads = grads
+        self._counted = False
 
     def begin(
         self,
@@ -69,14 +70,13 @@ class ReferenceExecutor:
             if group.site == "freeze" and not self._keeps_any(slot):
                 continue
             keep = self._keep(slot)
-            slot.step.add_(1)
             adamw_step_(
                 slot.param,
                 grad,
                 slot.exp_avg,
                 slot.exp_avg_sq,
                 keep,
-                step=int(slot.step.item()),
+                step=int(slot.step.item()) + 1,
                 lr=float(group.lr),
                 beta1=group.beta1,
                 beta2=group.beta2,
@@ -88,7 +88,15 @@ class ReferenceExecutor:
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
                 rounding_bits=slot.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )
+            slot.step.add_(1)
         self._counters[abi.STEPS_FINISHED].add_(1)
+        self._counted = True
+
+    def abandon(self) -> None:
+        """See :class:`Executor`."""
+        if self._counted and self._counters is not None:
+            self._counters[abi.STEPS_FINISHED].sub_(1)
+            self._counted = False
 
     def _draw(self, group: Knobs) -> int:
         assert self._counters is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import abi
+from ..checks import is_capturing
 from ..knobs import Knobs
 from ..slot import Slot
 from ..tables import tensor_tables
@@ -47,6 +48,8 @@ class TritonExecutor:
         self._counters: Tensor | None = None
         self._grad_scale: Tensor | None = None
         self._found_inf: Tensor | None = None
+        self._steps = [slot.step for slot in slots]
+        self._counted = False
 
     @property
     def n_launches(self) -> int:
@@ -55,6 +58,7 @@ class TritonExecutor:
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
+        self._counted = False
         if (base_addresses := self._grad_column.moved(grads)) is not None:
             self._launcher.set_grads(base_addresses)
 
@@ -78,6 +82,7 @@ class TritonExecutor:
             self._launcher.set_decisions(decisions)
         self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
         self._launcher.prepare(counters, grad_scale, found_inf)
+        self._counted = True
 
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
@@ -86,3 +91,15 @@ class TritonExecutor:
     def step(self, clip_factor: Tensor | None) -> None:
         """See :class:`Executor`."""
         self._launcher.step(clip_factor)
+
+    def abandon(self) -> None:
+        """See :class:`Executor`."""
+        if not self._counted or is_capturing():
+            return
+        self._counted = False
+        assert self._counters is not None
+        made = 1 if self._found_inf is None else int(self._found_inf.item() == 0)
+        self._counters[abi.STEPS_FINISHED].sub_(made)
+        for step, waits in zip(self._steps, self._launcher.waiting(), strict=True):
+            if waits:
+                step.sub_(1)

@@ -312,7 +312,7 @@ def test_a_folder_of_another_run_is_refused_and_unchanged(
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
         ({"granularity": "column"}, "Invalid granularity: 'column': expected one of"),
-        ({"period": "week"}, r"Invalid period: 'week': expected one of \('step', 'epoch'\)"),
+        ({"period": "week"}, r"Invalid period: 'week': expected one of \('step', 'epoch', 'run'\)"),
         ({"period": 0}, "Invalid period: 0"),
         ({"site": "loss"}, "Invalid site: 'loss': expected one of"),
         ({"weight_decay": float("inf")}, "Invalid weight_decay value: inf"),

@@ -1,0 +1,148 @@
+"""Laws of the counters that a state brings: after any load, keep_mask shows what step does."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_runs import assert_same, make_params, params_of, set_grads, snapshot, train
+from helpers.untouched import Untouched
+
+from graddrop import FusedGradDropAdamW
+
+SHAPES = ((5, 7), (70,), (40,))
+
+
+def make(n_empty_first=0, **knobs):
+    """An optimizer of three groups, after as many empty ones; freeze shows the mask."""
+    groups = [{"params": []} for _ in range(n_empty_first)]
+    groups += [{"params": [param]} for param in make_params(SHAPES)]
+    return FusedGradDropAdamW(groups, lr=1e-2, site="freeze", backend="reference", **knobs)
+
+
+def assert_the_mask_is_told(optimizer):
+    """What moves in the next step is what keep_mask keeps."""
+    params = params_of(optimizer)
+    keeps, before = [*map(optimizer.keep_mask, params)], snapshot(optimizer, params)[::4]
+    set_grads(params, 9)
+    optimizer.step()
+    assert_same([p.detach() != old for p, old in zip(params, before, strict=True)], keeps)
+
+
+def changed(optimizer, **counters):
+    """The optimizer's state dict with other counters: one value per group."""
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    for name, values in counters.items():
+        for group, value in zip(state_dict["param_groups"], values, strict=True):
+            group[name] = value
+    return state_dict
+
+
+@pytest.mark.parametrize("counter", ["steps_finished", "masks_begun"])
+@pytest.mark.parametrize("values", [(7, 4, 4), (4, 4, 7), (4, 7, 9)])
+def test_groups_that_disagree_are_refused(counter, values):
+    """One count for all: other groups would draw other masks than keep_mask shows."""
+    optimizer = make()
+    train(optimizer, 3)
+    state_dict = changed(optimizer, **{counter: values})
+    set_grads(params_of(optimizer), 2)
+    untouched = Untouched(optimizer)
+    for load in (optimizer.load_state_dict, optimizer.__setstate__):
+        with pytest.raises(ValueError, match="expected param groups that agree in"):
+            load(state_dict if load == optimizer.load_state_dict else copied(optimizer, state_dict))
+    untouched.check()
+
+
+def copied(optimizer, state_dict):
+    """The state that torch's own loader hands over."""
+    groups = [
+        {**saved, "params": mine["params"]}
+        for mine, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+    ]
+    return {"state": optimizer.state, "param_groups": groups}
+
+
+@pytest.mark.parametrize("n_empty", [1, 2])
+def test_empty_groups_follow(n_empty):
+    """A distributed checkpoint leaves the counters of an empty group as they were."""
+    optimizer = make(n_empty, period=2)
+    train(optimizer, 5)
+    behind = [0] * n_empty + [5, 5, 5]
+    optimizer.load_state_dict(changed(optimizer, steps_finished=behind))
+    assert optimizer.draws == [2] * (n_empty + 3)
+    assert_the_mask_is_told(optimizer)
+    nothing = FusedGradDropAdamW([{"params": []}, {"params": []}])
+    nothing.load_state_dict(changed(nothing, steps_finished=[3, 3]))
+    assert nothing.draws == [3, 3]  # control: nobody else is there to follow
+
+
+@pytest.mark.parametrize(("found", "expected"), [(0, 3), (2, 3), (3, 3), (8, 8)])
+def test_steps_finished_is_at_least_what_the_state_says(found, expected):
+    """A partial load leaves it behind; it is ahead where steps had no gradients."""
+    optimizer = make()
+    train(optimizer, 3)
+    optimizer.load_state_dict(changed(optimizer, steps_finished=[found] * 3))
+    assert optimizer.draws == [expected] * 3
+    assert_the_mask_is_told(optimizer)
+
+
+BAD_COUNTS = ("1", None, math.nan, 1.5, 2.0, -1, True, 1 << 70, torch.tensor(1), [1])
+
+
+@pytest.mark.parametrize("value", BAD_COUNTS, ids=map(repr, BAD_COUNTS))
+@pytest.mark.parametrize("counter", ["steps_finished", "masks_begun"])
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_bad_counter_is_refused(counter, value, group):
+    """In any group; nothing has changed then."""
+    optimizer = make()
+    train(optimizer, 2)
+    set_grads(params_of(optimizer), 2)
+    values = [2, 2, 2]
+    values[group] = value
+    untouched = Untouched(optimizer)
+    with pytest.raises((TypeError, ValueError), match=f"Invalid {counter}: "):
+        optimizer.load_state_dict(changed(optimizer, **{counter: values}))
+    untouched.check()
+
+
+def test_counters_of_numpy_are_counters(tmp_path):
+    """They go on as plain ints, which every checkpoint can hold."""
+    optimizer = make()
+    train(optimizer, 2)
+    optimizer.load_state_dict(changed(optimizer, steps_finished=[np.int64(4)] * 3))
+    assert optimizer.draws == [4, 4, 4]
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    torch.load(tmp_path / "state.pt", weights_only=True)
+
+
+BAD_STEPS = (-1.0, torch.tensor(-2.0), math.nan, math.inf, 1.5, "3", None, True, torch.zeros(2))
+
+
+@pytest.mark.parametrize("step", BAD_STEPS, ids=map(repr, BAD_STEPS))
+def test_a_bad_step_is_refused(step):
+    """The error names the parameter; nothing has changed then."""
+    optimizer = make()
+    train(optimizer, 2)
+    set_grads(params_of(optimizer), 2)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][1]["step"] = step
+    untouched = Untouched(optimizer)
+    with pytest.raises((TypeError, ValueError), match="expected step as") as caught:
+        optimizer.load_state_dict(state_dict)
+    assert caught.value.__notes__ == ["This is parameter 0 of param group 1."]
+    untouched.check()
+
+
+@pytest.mark.parametrize("step", [3, 3.0, torch.tensor([3.0]), torch.tensor(3), np.float32(3)])
+def test_a_step_of_any_form_is_a_number(step):
+    """Ints of old versions of torch, tensors of one element, of any dtype."""
+    optimizer = make()
+    train(optimizer, 2)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][1]["step"] = step
+    optimizer.load_state_dict(state_dict)
+    loaded = optimizer.state[params_of(optimizer)[1]]["step"]
+    assert (loaded.shape, loaded.dtype, loaded.item()) == ((), torch.float32, 3.0)
+    assert optimizer.draws == [3, 3, 3]
+    assert_the_mask_is_told(optimizer)

@@ -1,0 +1,96 @@
+"""Laws of what torch hands to an optimizer when it loads, copies or unpickles it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers.small_runs import SMALL, assert_same, make_params, params_of, snapshot, train
+
+from graddrop import FusedGradDropAdamW, schedules
+from graddrop.state.groups import CONSTANTS
+
+LATER_KEYS = ("_schedules", "_state_dtype", "_backend", "max_grad_norm", "masked_norm", "grad_norm")
+
+
+def make(**knobs):
+    """An optimizer of two groups that has made two steps."""
+    first, second = make_params(SMALL)
+    knobs = {"lr": 1e-2, "drop_prob": schedules.Linear(0.1, 0.9, 9), "seed": 5} | knobs
+    optimizer = FusedGradDropAdamW([{"params": [first]}, {"params": [second], "seed": 6}], **knobs)
+    train(optimizer, 2)
+    return optimizer
+
+
+def with_torchs_keys(optimizer):
+    """Torch's three keys alone."""
+    optimizer.__setstate__(
+        {
+            "defaults": optimizer.defaults,
+            "state": optimizer.state,
+            "param_groups": optimizer.param_groups,
+        }
+    )
+    return optimizer
+
+
+def with_state_and_groups(optimizer):
+    """What torch's own loader passes on."""
+    optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
+    return optimizer
+
+
+def by_torchs_loader(optimizer):
+    """The base class's loader, which knows nothing of ours."""
+    torch.optim.Optimizer.load_state_dict(optimizer, copy.deepcopy(optimizer.state_dict()))
+    return optimizer
+
+
+def by_pickle(optimizer):
+    """Through a pickle of today."""
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+WAYS = (with_torchs_keys, with_state_and_groups, by_torchs_loader, by_pickle, copy.deepcopy)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_goes_on(way):
+    """Bit for bit, schedule, knobs and clipping included."""
+    judge, ours = (make(max_grad_norm=1.0) for _ in range(2))
+    ours = way(ours)
+    for each in (judge, ours):
+        train(each, range(2, 4))
+    assert_same(snapshot(ours), snapshot(judge))
+    assert ours.param_groups[0]["drop_prob"] == judge.param_groups[0]["drop_prob"]
+    assert ours.param_groups[0]["drop_prob"] == pytest.approx(0.1 + 3 * 0.8 / 9)
+
+
+def test_an_old_pickle_is_an_optimizer():
+    """One of before these keys: the schedule's last number stays, the rest is the default."""
+    old = {k: v for k, v in make().__getstate__().items() if k not in LATER_KEYS}
+    for group in old["param_groups"]:
+        for key in ("mask_decay", "layers", *CONSTANTS):
+            del group[key]
+    ours = FusedGradDropAdamW.__new__(FusedGradDropAdamW)
+    ours.__setstate__(old)
+    for group in ours.param_groups:
+        assert group["drop_prob"] == pytest.approx(0.1 + 0.8 / 9)
+        assert group["mask_decay"] is True and group["layers"] == [None]
+    train(ours, range(2, 4))
+    assert ours.draws == [4, 4] and ours.max_grad_norm is None
+
+
+def test_torchs_loader_takes_a_state_of_adamw():
+    """Called by the base class's name; knobs that AdamW lacks stay as they are here."""
+    theirs = torch.optim.AdamW([{"params": [p]} for p in make_params(SMALL)], lr=0.5)
+    train(theirs, 4)
+    ours = make()
+    torch.optim.Optimizer.load_state_dict(ours, theirs.state_dict())
+    assert ours.draws == [4, 4]
+    assert [group["seed"] for group in ours.param_groups] == [5, 6]
+    assert [group["lr"] for group in ours.param_groups] == [0.5, 0.5]
+    for mine, its in zip(params_of(ours), params_of(theirs), strict=True):
+        assert torch.equal(ours.state[mine]["exp_avg"], theirs.state[its]["exp_avg"])
+    train(ours, range(4, 5))
+    assert ours.param_groups[0]["drop_prob"] == pytest.approx(0.1 + 4 * 0.8 / 9)
