@@ -28,6 +28,8 @@ PACKAGES = [
     "graddrop.xglue.heads",
     "graddrop.xglue.mini",
     "graddrop.xglue.report",
+    "graddrop.xglue.report.pictures",
+    "graddrop.xglue.report.sections",
     "graddrop.xglue.scores",
     "graddrop.xglue.sweep",
     "graddrop.xglue.training",

@@ -17,8 +17,8 @@ from typing import Any
 from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.report import write_report
 from graddrop.xglue.report.document import Block, Paragraph, find_table
-from graddrop.xglue.report.languages import table_name
 from graddrop.xglue.report.markdown import render_table
+from graddrop.xglue.report.sections.languages import table_name
 from graddrop.xglue.report.write import WEBPAGE_FILE
 from graddrop.xglue.sweep.plan import SweepPlan
 from graddrop.xglue.sweep.runner import SweepError, sweep

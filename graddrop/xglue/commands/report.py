@@ -4,7 +4,7 @@ import argparse
 
 from graddrop.xglue.report.document import Paragraph, find_table
 from graddrop.xglue.report.markdown import render_table
-from graddrop.xglue.report.scores import XGLUE_TABLE
+from graddrop.xglue.report.sections.scores import XGLUE_TABLE
 from graddrop.xglue.report.write import Files, write_report
 
 

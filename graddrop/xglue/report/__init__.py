@@ -4,8 +4,8 @@
     write_report(Path("runs"))
 
 What is compared is in `collect`, how in `comparison` and `gains` with the tests of `statistics`;
-each section of the report is a file (`scores`, `resources`, `origin`) that yields blocks of a
-`document`, which `markdown` and `webpage` write down.
+each section of the report is a file in `sections` that yields blocks of a `document`, tables and
+`pictures`; `write` puts them in order, `markdown` and `webpage` write them down.
 """
 
 from graddrop.xglue.report.write import write_report

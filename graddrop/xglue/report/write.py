@@ -8,19 +8,19 @@ from graddrop.xglue.data.sources import Source, open_source
 from graddrop.xglue.report.analysis_plan import AnalysisPlan, read_analysis_plan
 from graddrop.xglue.report.collect import Experiment, collect
 from graddrop.xglue.report.comparison import Comparison, compare
-from graddrop.xglue.report.differences import difference_section, verdict
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture
-from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.glossary import explained
-from graddrop.xglue.report.languages import Baselines, language_section
-from graddrop.xglue.report.learning import draw_curves
 from graddrop.xglue.report.markdown import render_markdown
-from graddrop.xglue.report.origin import origin_section
+from graddrop.xglue.report.pictures.curves import draw_curves
+from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.rates import Rates, at_chosen_rates, choose_rates
-from graddrop.xglue.report.resources import resource_section
-from graddrop.xglue.report.scores import xglue_section
+from graddrop.xglue.report.sections.differences import difference_section, verdict
+from graddrop.xglue.report.sections.languages import Baselines, language_section
+from graddrop.xglue.report.sections.learning_rates import tuning_section
+from graddrop.xglue.report.sections.provenance import origin_section
+from graddrop.xglue.report.sections.resources import resource_section
+from graddrop.xglue.report.sections.scores import xglue_section
 from graddrop.xglue.report.textsizes import TextSizes, text_sizes
-from graddrop.xglue.report.tuning import tuning_section
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS

@@ -15,7 +15,7 @@ from graddrop.cli import main
 from graddrop.xglue.report.analysis_plan import AnalysisPlan, Primary, read_analysis_plan
 from graddrop.xglue.report.collect import Arm
 from graddrop.xglue.report.comparison import EQUIVALENCE, Comparison
-from graddrop.xglue.report.differences import reading, verdict
+from graddrop.xglue.report.sections.differences import reading, verdict
 from graddrop.xglue.report.statistics import estimate, paired_p
 from graddrop.xglue.training.score_file import ScoreFile
 

@@ -20,12 +20,12 @@ from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.report import write_report
 from graddrop.xglue.report.collect import Arm, Run
 from graddrop.xglue.report.document import Heading, Paragraph, Table
-from graddrop.xglue.report.figures import line_style, picture
 from graddrop.xglue.report.gains import Gains
-from graddrop.xglue.report.learning import curves, draw_curves
 from graddrop.xglue.report.markdown import render_markdown, render_table
+from graddrop.xglue.report.pictures.curves import curves, draw_curves
+from graddrop.xglue.report.pictures.scatter import _candidates, _overlap, draw_gains
+from graddrop.xglue.report.pictures.style import line_style, picture
 from graddrop.xglue.report.published import PUBLISHED
-from graddrop.xglue.report.scatter import _candidates, _overlap, draw_gains
 from graddrop.xglue.report.textsizes import TextSizes
 from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores

@@ -16,8 +16,8 @@ from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
 from graddrop.xglue.report.comparison import ALL_TASKS, Comparison, compare, scores_by_seed
 from graddrop.xglue.report.document import Items
 from graddrop.xglue.report.gains import Gains, gains
-from graddrop.xglue.report.origin import origin_section
 from graddrop.xglue.report.rates import at_chosen_rates, choose_rates
+from graddrop.xglue.report.sections.provenance import origin_section
 from graddrop.xglue.report.textsizes import CC100_GIB, text_sizes
 from graddrop.xglue.tasks import TASKS
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from graddrop.xglue.report.figures import WIDTH, line_style, plain_axes
 from graddrop.xglue.report.format import amount
 from graddrop.xglue.report.gains import Gains
+from graddrop.xglue.report.pictures.style import WIDTH, line_style, plain_axes
 from graddrop.xglue.report.textsizes import TextSizes
 
 if TYPE_CHECKING:

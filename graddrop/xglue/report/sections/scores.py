@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, rows_of, scores_by_seed
-from graddrop.xglue.report.differences import task_name
 from graddrop.xglue.report.document import Block, Heading, Items, Table
 from graddrop.xglue.report.published import PUBLISHED, SOURCE
+from graddrop.xglue.report.sections.differences import task_name
 from graddrop.xglue.report.statistics import estimate
 from graddrop.xglue.tasks import TASKS
 

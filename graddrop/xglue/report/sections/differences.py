@@ -13,8 +13,8 @@ from graddrop.xglue.report.comparison import (
     Comparison,
 )
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
-from graddrop.xglue.report.figures import picture
-from graddrop.xglue.report.forest import draw_differences
+from graddrop.xglue.report.pictures.forest import draw_differences
+from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.statistics import CONFIDENCE, MIN_PAIRS, POWER, SIGN_FLIPS, pairs_needed
 
 DIFFERENCES_TABLE = "differences"

@@ -7,10 +7,10 @@ from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, CONTROLS
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
-from graddrop.xglue.report.figures import picture
 from graddrop.xglue.report.gains import Gains, gains
+from graddrop.xglue.report.pictures.scatter import draw_gains
+from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.rates import Rates
-from graddrop.xglue.report.scatter import draw_gains
 from graddrop.xglue.report.statistics import MIN_LANGUAGES, RESAMPLES
 from graddrop.xglue.report.textsizes import TextSizes
 from graddrop.xglue.tasks import TRAIN_LANGUAGE

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graddrop.xglue.report.collect import Arm, Run
-from graddrop.xglue.report.figures import WIDTH, Style, line_style, plain_axes
+from graddrop.xglue.report.pictures.style import WIDTH, Style, line_style, plain_axes
 from graddrop.xglue.tasks import TRAIN_LANGUAGE, get_task
 
 if TYPE_CHECKING:

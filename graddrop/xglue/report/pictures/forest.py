@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graddrop.xglue.report.comparison import CONTROLS, Comparison
-from graddrop.xglue.report.figures import WIDTH, line_style, plain_axes
+from graddrop.xglue.report.pictures.style import WIDTH, line_style, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

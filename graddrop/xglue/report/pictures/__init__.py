@@ -1,0 +1,1 @@
+"""The report's pictures, a file each, and how they all look."""
