@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         config(vocab_size=17),
         "has a head for something else than task qam with its 2 labels",
     ),
-    "unknown type": (config(model_type="\ud83d"), "does not recognize this architecture"),
+    "unknown type": (config(model_type="nope"), "does not recognize this architecture"),
     "config a list": (text("config.json", "[]"), "mapping, not list|Unrecognized model"),
     "config empty": (text("config.json", ""), "not a valid JSON file"),
     "config deep": (text("config.json", "[" * 100_000), "RecursionError"),
