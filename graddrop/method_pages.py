@@ -118,6 +118,15 @@ def _use(name: str, preset: Preset) -> str:
     step = ["loss = model(**batch).loss", "loss.backward()"]
     if skips:
         step = ["with optimizer.skip_dropped():", *(f"    {line}" for line in step)]
+    loop = [
+        "for batch in batches:",
+        *(f"    {line}" for line in step),
+        "    optimizer.step()",
+        "    optimizer.zero_grad()",
+    ]
+    if preset.knobs.get("period") == "epoch":
+        begin = ["for epoch in range(3):", "    optimizer.new_mask(epoch)"]
+        loop = [*begin, *(f"    {line}" for line in loop)]
     lines = [
         "```python",
         "from graddrop import FusedGradDropAdamW",
@@ -125,10 +134,7 @@ def _use(name: str, preset: Preset) -> str:
         "",
         f'knobs = PRESETS["{name}"].knobs',
         "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, drop_prob=p, **knobs)",
-        "for batch in batches:",
-        *(f"    {line}" for line in step),
-        "    optimizer.step()",
-        "    optimizer.zero_grad()",
+        *loop,
         "```",
         "",
         "With transformers' Trainer:",
