@@ -124,6 +124,7 @@ def test_the_operator_is_what_torch_takes_it_for():
         "weight_decay": 0.0,
         "maximize": False,
         "granularity": "element",
+        "select": "bernoulli",
         "site": "grad",
         "rescale": False,
         "mask_decay": True,

@@ -84,8 +84,8 @@ def test_lines_are_read_as_folders_are(tmp_path: Path) -> None:
     found = collect(path)
     assert [(run.name, run.arm.label, run.seed) for run in found.runs] == [
         ("runs.jsonl:1", "standard", 0),
-        ("runs.jsonl:2", "graddrop p=0.5", 0),
-        ("runs.jsonl:3", "graddrop p=0.5", 1),
+        ("runs.jsonl:2", "graddrop drop=0.5", 0),
+        ("runs.jsonl:3", "graddrop drop=0.5", 1),
     ]
     assert {run.score("test") for run in found.runs} == {0.5}
     assert row_of(result_of(kept.rows[1]) | {"history": []}) == kept.rows[1] | {"train_loss": None}
