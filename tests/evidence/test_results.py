@@ -1,0 +1,38 @@
+"""Laws of the evidence: pages say what the committed scores say, and no more."""
+
+import re
+
+import pytest
+from helpers.root import ROOT
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("scipy")
+
+from graddrop.xglue.report import write_report
+from graddrop.xglue.report.document import Paragraph
+
+EVIDENCE = ROOT / "docs" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report made anew: its blocks and its Markdown."""
+    file = tmp_path_factory.mktemp("evidence") / "results.md"
+    blocks = write_report(EVIDENCE / "runs.jsonl", plan_file=EVIDENCE / "report.toml", output=file)
+    return blocks, file.read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_scores(report):
+    """The committed page is what the command makes of the committed scores."""
+    assert (EVIDENCE / "results.md").read_text(encoding="utf-8") == report[1]
+
+
+@pytest.mark.parametrize("page", ["docs/evidence.md", "README.md"])
+def test_the_verdict_is_that_of_the_scores(report, page):
+    """Page and README quote the sentence that the report opens with."""
+    verdict = next(block.text for block in report[0] if isinstance(block, Paragraph))
+    quoted = re.search(
+        "<!-- verdict -->(.*?)<!-- /verdict -->", (ROOT / page).read_text("utf-8"), re.DOTALL
+    )
+    assert quoted is not None
+    assert " ".join(quoted[1].split()) == " ".join(verdict.split())
