@@ -107,7 +107,7 @@ def _cost(knobs: dict[str, Any]) -> str:
         text += (
             "\n`optimizer.skip_dropped()` leaves out the backward pass of what is dropped: with s "
             "the share of\nthe layers' matrix products in a step, at best 1 - p s / 3 of its time. "
-            "`python -m bench.skip_dropped`\nmeasures it."
+            "`python -m bench.whole_step`\nmeasures it."
         )
     return text
 

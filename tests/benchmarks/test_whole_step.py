@@ -1,0 +1,64 @@
+"""What a whole training step is said to cost."""
+
+import json
+
+import pytest
+
+from bench import whole_step
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+SIZE = ["--layers", "4", "--width", "32", "--vocabulary", "300", "--batch", "2", "8"]
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+    """Costs by model and way, without adapters, and the record."""
+    file = tmp_path_factory.mktemp("record") / "record.json"
+    ways = [way for way in whole_step.ways(4) if "lora" not in way]
+    found = whole_step.main([*SIZE, "--rounds", "2", "--ways", *ways, "--output", str(file)])
+    return {(cost.model, cost.way): cost for cost in found}, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("model", ["encoder", "decoder"])
+def test_products_are_counted_thrice_where_all_is_trained_and_once_below_the_head(costs, model):
+    """Forward pass, gradients of activations, gradients of weights.
+
+    Only the first layer's input needs no gradient, were it not for embeddings; the head's does.
+    """
+    standard, head = (costs[0][model, way].operations for way in ("standard", "head-only"))
+    assert standard / head == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["encoder", "decoder"])
+def test_dropped_layers_save_the_products_of_their_weights(costs, model):
+    """Two of four layers: half of a third, less what attention's own products take."""
+    standard, lisa = (costs[0][model, way] for way in ("standard", "lisa"))
+    assert lisa.dropped == 0.5
+    assert standard.operations * (1 - 0.5 / 3) <= lisa.operations < standard.operations * 0.87
+    assert lisa.saved < standard.saved
+
+
+@pytest.mark.parametrize("model", ["encoder", "decoder"])
+def test_what_is_frozen_from_the_start_has_no_gradient_no_moments_and_keeps_no_input(costs, model):
+    """The upper half: two of four layers, without embeddings."""
+    standard, upper, head = (costs[0][model, w] for w in ("standard", "upper-half", "head-only"))
+    for name in ("gradients", "moments", "saved", "operations"):
+        assert getattr(head, name) < getattr(upper, name) < getattr(standard, name)
+    assert standard.moments == 2 * standard.gradients == 2 * standard.parameters
+    assert upper.moments == 2 * upper.gradients
+
+
+def test_a_record_says_where_it_comes_from(costs):
+    """Each row, with machine, versions, commit."""
+    found, record = costs
+    assert len(record["costs"]) == len(found) and {"machine", "versions", "commit"} <= set(record)
+
+
+def test_adapters_are_trained_alone():
+    """Moments of adapters and head, and no gradient of a weight of the model."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    found = whole_step.main([*SIZE, "--rounds", "2", "--ways", "lora", "lora, torch"])
+    for cost in found:
+        if cost.way != "standard":
+            assert cost.moments == 2 * cost.gradients < cost.parameters / 4
