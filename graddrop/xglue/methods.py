@@ -24,8 +24,8 @@ class Method:
         shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
             that masks would leave, see `graddrop.xglue.controls.mean_step`.
         shrinks_batch: Whether a step takes (1 - drop_prob) of the batch, over as many steps.
-        trains: `all`, `head` (nothing else), or `gradually` (top down, one layer after another;
-            Howard & Ruder 2018, arXiv 1801.06146).
+        trains: `all`, `head` (nothing else), `upper-half` (of the layers, and the head), or
+            `gradually` (top down, one layer after another; Howard & Ruder 2018, arXiv 1801.06146).
     """
 
     summary: str
@@ -44,6 +44,10 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "standard": Method("every gradient is used"),
     "head-only": Method("only the task's head is trained", trains="head"),
+    "upper-half": Method(
+        "the upper half of the layers is trained, embeddings and the lower half stay as they are",
+        trains="upper-half",
+    ),
     "gradual-unfreezing": Method(
         "layers are released one after another, top down, embeddings last", trains="gradually"
     ),
@@ -151,10 +155,20 @@ def parameter_groups(
     return list(groups.values())
 
 
-def freeze_all_but_head(model: "PreTrainedModel") -> None:
-    """Take the gradient from every parameter below the task's head."""
+def freeze_for(model: "PreTrainedModel", trains: str) -> None:
+    """Take the gradient from what a method leaves as it is from beginning to end.
+
+    Args:
+        model: The model.
+        trains: As in `Method`. Of an odd number of layers the middle one is in the upper half.
+    """
+    if trains not in ("head", "upper-half"):
+        return
+    *layers, _ = release_order(model)
+    upper = layers[: (len(layers) + 1) // 2] if trains == "upper-half" else []
+    trained = head_of(model).union(*upper)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head_of(model))
+        parameter.requires_grad_(name in trained)
 
 
 def check_layers(model: "PreTrainedModel") -> None:

@@ -32,7 +32,7 @@ from graddrop.xglue.heads.model import load_model, load_tokenizer
 from graddrop.xglue.methods import (
     METHODS,
     check_layers,
-    freeze_all_but_head,
+    freeze_for,
     parameter_groups,
     release_order,
 )
@@ -96,6 +96,20 @@ def test_head_only_trains_the_head(record: Any) -> None:
     assert seen[0] > 30  # negative control: the others train everything
 
 
+def test_upper_half_trains_the_upper_layers_and_the_head(record: Any) -> None:
+    """The second of two; no embedding, and nothing of the first, is in the optimizer."""
+    seen, _ = record(with_gradient, method="upper-half", max_steps=2)
+    for names in seen:
+        assert {layer_of(name) for name in names if not name.startswith("classifier")} == {1}
+        assert {"classifier.weight", "classifier.bias"} < names
+    known, _ = record(
+        lambda model, o: {n for group in o.param_groups for n in group["param_names"]},
+        method="upper-half",
+        max_steps=1,
+    )
+    assert known == seen[:1]
+
+
 def test_gradual_unfreezing_goes_top_down_over_the_training(record: Any) -> None:
     """Head alone; then the upper of two layers; then the lower; embeddings in the last quarter."""
     seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4)
@@ -139,8 +153,10 @@ def test_the_head_is_what_the_encoder_did_not_bring(tmp_path: Path, pooler: bool
     assert {layer_of(name) for name in stages[0] - POOLER} == {1}
     assert [{layer_of(name) for name in stage} for stage in stages[1:]] == [{0}, {None}]
     assert frozenset().union(*stages) | head == {name for name, _ in model.named_parameters()}
-    freeze_all_but_head(model)
+    freeze_for(model, "head")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == head
+    freeze_for(model, "upper-half")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == head | stages[0]
     # A fine-tuned model brings everything; random weights bring nothing: the first rule decides.
     model.save_pretrained(tmp_path / "tuned")
     tuned = load_model(str(tmp_path / "tuned"), task, load_tokenizer(name, ()), seed=0)

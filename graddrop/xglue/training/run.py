@@ -17,7 +17,7 @@ from graddrop.xglue.heads.model import load_model, load_tokenizer
 from graddrop.xglue.methods import (
     METHODS,
     check_layers,
-    freeze_all_but_head,
+    freeze_for,
     parameter_groups,
 )
 from graddrop.xglue.scores.predictions import prediction_file, write_predictions
@@ -106,7 +106,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     weights = str(_selected(folder, state, config)) if is_trained else config.model
     model = load_model(weights, data.task, tokenizer, config.seed)
     set_head(model, (folder.head() if checkpoint else None) or head_of(model))
-    if METHODS[config.method].trains == "gradually" or config.knobs().get("granularity") == "layer":
+    by_layers = METHODS[config.method].trains in ("gradually", "upper-half")
+    if by_layers or config.knobs().get("granularity") == "layer":
         check_layers(model)
     steps = Steps.of(config, len(features))
     arguments = _arguments(config, folder, steps, bool(data.watched))
@@ -187,8 +188,7 @@ def _trainer(
 
     from graddrop.xglue.training.trainer import SkippingTrainer, ZeroShotTrainer
 
-    if METHODS[config.method].trains == "head":
-        freeze_all_but_head(model)
+    freeze_for(model, METHODS[config.method].trains)
     return (SkippingTrainer if _skips_dropped(config) else ZeroShotTrainer)(
         task=data.task,
         evaluations=dict(data.evaluation_sets("dev", tokenizer, data.watched)),
