@@ -46,7 +46,7 @@ def make_result(
         "scores": by_split,
         "history": list(history),
         "missing": {"dev": [], "test": []},
-        "steps": 10,
+        "steps": config.max_steps or 10,
         "selected_step": 10,
         "parameters": 1000,
         "seconds": {"train": 60.0, "evaluate": 6.0},

@@ -51,6 +51,8 @@ class AnalysisPlan:
             matter.
         languages: Of a task, over which differences are averaged; for other tasks all that were
             scored on test but the training language.
+        cost: Of a step, in units of one of standard fine-tuning, by method or label of an arm
+            (without what its settings add): scores are then also shown at equal cost.
     """
 
     title: str | None = None
@@ -59,6 +61,7 @@ class AnalysisPlan:
     select: str = "average-dev"
     margin: float = MARGIN
     languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     def outcome(self, experiment: Experiment, task: str) -> tuple[str, ...]:
         """Return the languages over which differences in a task are averaged."""
@@ -76,7 +79,7 @@ def read_analysis_plan(path: Path) -> AnalysisPlan:
         OSError: If it cannot be read.
     """
     values = read_settings(path)
-    known = ("title", "where", "primary", "select", "margin", "languages")
+    known = ("title", "where", "primary", "select", "margin", "languages", "cost")
     for name in values:
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name!r}; known: {', '.join(known)}")
@@ -109,7 +112,18 @@ def read_analysis_plan(path: Path) -> AnalysisPlan:
         select,
         float(margin),
         {task: tuple(codes) for task, codes in languages.items()},
+        _cost(values.get("cost", {}), path),
     )
+
+
+def _cost(entries: Any, path: Path) -> dict[str, float]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{path}: cost: expected a number for each arm, got {entries!r}")
+    for name, value in entries.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise ValueError(f"{path}: cost: expected a positive number for {name}, got {value!r}")
+    return {str(name): float(value) for name, value in entries.items()}
 
 
 def _primary(entries: Any, path: Path) -> tuple[Primary, ...]:

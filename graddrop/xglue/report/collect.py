@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class Arm:
         if isinstance(self.drop_prob, tuple):
             return self.drop_prob
         return () if self.drop_prob is None else (self.drop_prob,)
+
+    @property
+    def without_settings(self) -> "Arm":
+        """The method alone, whatever the batch, the steps or the schedule."""
+        return replace(self, settings=())
 
     @property
     def masks(self) -> bool:

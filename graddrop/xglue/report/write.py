@@ -15,6 +15,7 @@ from graddrop.xglue.report.pictures.curves import draw_curves
 from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.rates import Rates, at_chosen_rates, choose_rates
 from graddrop.xglue.report.sections.differences import difference_section, verdict
+from graddrop.xglue.report.sections.equal_cost import cost_section
 from graddrop.xglue.report.sections.languages import Baselines, language_section
 from graddrop.xglue.report.sections.learning_rates import tuning_section
 from graddrop.xglue.report.sections.provenance import origin_section
@@ -173,6 +174,7 @@ def _sections(
     plan: AnalysisPlan,
 ) -> Iterator[Block]:
     yield from difference_section(experiment, comparisons, plan)
+    yield from cost_section(experiment, plan)
     yield from tuning_section(everything, rates, plan.select)
     yield from xglue_section(experiment, with_published=not _is_stand_in(experiment))
     yield from resource_section(experiment, rates, sizes)
