@@ -8,11 +8,12 @@ from helpers.small_runs import (
     make_grad,
     make_optimizer,
     params_of,
+    set_grads,
     snapshot,
     train,
 )
 
-from graddrop import schedules
+from graddrop import FusedGradDropAdamW, schedules
 
 SCALE = 1024.0  # a power of two: scaling and unscaling are exact
 
@@ -105,6 +106,20 @@ def test_found_inf_counts_before_there_is_any_state(backend, device, found, coun
     ours.found_inf = torch.tensor([found], device=device)
     ours.step()
     assert ours.draws == counted
+
+
+def test_who_sits_out_counts_no_skipped_step():
+    """A model that has changed its dtype has another executor: counts of both go on together."""
+    model = torch.nn.Linear(7, 5)
+    ours = FusedGradDropAdamW(model.parameters(), lr=1e-2)
+    train(ours, 1)
+    model.double()
+    for found, counted in ((1.0, 1), (0.0, 2), (1.0, 2), (0.0, 3)):
+        set_grads(model.parameters(), 1)
+        ours.found_inf = torch.tensor([found])
+        ours.step()
+        assert ours.draws == [counted]
+        assert {int(counts[0]) for counts in ours._counters._on.values()} == {counted}
 
 
 def test_a_schedule_counts_steps_that_were_made(backend, device):

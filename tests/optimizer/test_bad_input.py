@@ -97,6 +97,23 @@ def test_a_bad_knob_is_refused(knob, value, error, message):
 
 
 @pytest.mark.parametrize("knob, value, error, message", KNOBS, ids=IDS)
+def test_a_bad_knob_of_a_later_group_is_refused(knob, value, error, message):
+    """Not of the first alone; those before it are as they were."""
+    if "either both" in message:
+        pytest.skip("a scheduler writes the first beta alone")
+    optimizer = trained()
+    optimizer.add_param_group({"params": make_params(((2,),))})
+    train(optimizer, range(2, 3))
+    untouched = Untouched(optimizer)
+    good = optimizer.param_groups[1][knob]
+    optimizer.param_groups[1][knob] = value
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step()
+    optimizer.param_groups[1][knob] = good
+    untouched.check()
+
+
+@pytest.mark.parametrize("knob, value, error, message", KNOBS, ids=IDS)
 def test_a_bad_knob_is_named_first(knob, value, error, message):
     """Before the parameters are walked, as torch does: they may be none, or a generator."""
 

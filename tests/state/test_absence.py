@@ -43,6 +43,17 @@ def test_who_has_none_stands_still(backend, device, masked_norm):
         torch.testing.assert_close(mine.cpu(), theirs)
 
 
+def test_who_stands_still_is_not_written(backend, device):
+    """Autograd may go on to use what it holds of a parameter without a gradient."""
+    ours = make(backend, device)
+    step(ours, 0)
+    params = params_of(ours)
+    versions = [param._version for param in params]
+    step(ours, 0b0101)
+    counts = [now._version - before for now, before in zip(params, versions, strict=True)]
+    assert [count > 0 for count in counts] == [False, True, False, True]
+
+
 def test_one_plan_serves_them_all(backend, device):
     """Tables are made once, whichever of the gradients a step has."""
     ours = make(backend, device)

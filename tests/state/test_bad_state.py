@@ -147,6 +147,20 @@ def test_a_mangled_state_is_refused(case):
     assert optimizer.draws == [2]
 
 
+def test_a_plan_that_fails_leaves_no_state():
+    """What the tables cannot hold is refused before the other parameters' state is there."""
+    good, bad = make_params(((3,), (2,) * 10))
+    optimizer = FusedGradDropAdamW([good, bad], backend="cpu")
+    set_grads([good, bad], 0)
+    bad.grad = torch.zeros((2,) * 10).permute(*reversed(range(10)))
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="at most 8 strided dimensions"):
+        optimizer.step()
+    assert not optimizer.state
+    assert_same(snapshot(optimizer), before)
+    assert optimizer.draws == [0]
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_note_names_the_parameter(named):
     """Of a gradient that does not fit, of state in memory, of state that is loaded."""

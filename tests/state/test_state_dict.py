@@ -107,6 +107,20 @@ def test_adamw_goes_on_from_ours(tmp_path):
     assert differs(snapshot(ours), snapshot(behind))
 
 
+def test_masks_go_on_after_the_parameter_with_the_most_steps():
+    """Of an AdamW whose parameters had gradients in some steps only, whichever came last."""
+    for busiest in range(len(SHAPES)):
+        theirs = make_adamw()
+        train(theirs, 1)
+        for _ in range(2):
+            theirs.zero_grad()
+            params_of(theirs)[busiest].grad = torch.ones_like(params_of(theirs)[busiest])
+            theirs.step()
+        ours = make_optimizer()
+        ours.load_state_dict(theirs.state_dict())
+        assert ours.draws == [3, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_moments_survive(tmp_path, dtype):
     """Moments of 16-bit parameters come back in float32, not rounded on the way."""
@@ -136,6 +150,19 @@ def test_what_is_loaded_is_a_copy():
     for param_id, state in frozen["state"].items():
         assert_same(list(state_dict["state"][param_id].values()), list(state.values()))
     assert_same(snapshot(ours), before)
+
+
+def test_lists_that_are_loaded_are_copies():
+    """Ids and layers may be edited here without those of the state, and there without ours."""
+    ours, again = make_optimizer(), make_optimizer()
+    train(ours, 1)
+    state_dict = ours.state_dict()
+    again.load_state_dict(state_dict)
+    loaded, saved = again.param_groups[1], state_dict["param_groups"][1]
+    loaded["stream_ids"][0], loaded["layers"][1] = 77, 5
+    assert (saved["stream_ids"], saved["layers"]) == ([1, 2], [None, None])
+    saved["stream_ids"][1], saved["layers"][0] = 78, 6
+    assert (loaded["stream_ids"], loaded["layers"]) == ([77, 2], [None, 5])
 
 
 def test_everything_is_plain(tmp_path):

@@ -115,6 +115,21 @@ def test_a_graph_keeps_what_it_writes_to(monkeypatch, backend, device):
     assert counters() is None and moment() is None
 
 
+def test_counters_follow_replays(monkeypatch):
+    """However often they are read; the host is told of none."""
+    optimizer = make_optimizer("reference", capturable=True)
+    train(optimizer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        train(optimizer, range(1, 2))
+    for replay in range(1, 4):
+        for counters in optimizer._counters._on.values():
+            counters[0] += 1  # what a replay does
+        assert optimizer.draws == [2 + replay]
+        assert optimizer.state_dict()["param_groups"][0]["steps_finished"] == 2 + replay
+
+
 def test_the_function_in_a_capture_is_refused(monkeypatch):
     """Its tables are gone when it returns; it says who keeps them, and changes nothing."""
     param = torch.ones(4)

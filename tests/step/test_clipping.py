@@ -12,6 +12,7 @@ from helpers.small_runs import (
     assert_same,
     make_grad,
     make_optimizer,
+    make_params,
     params_of,
     set_grads,
     snapshot,
@@ -141,6 +142,70 @@ def test_squares_beyond_fp32_are_in_the_norm(backend, device, masked):
     kept = [ours.keep_mask(param) * param.grad if masked else param.grad for param in params]
     ours.step()
     assert float(ours.grad_norm) == pytest.approx(norm_of(kept), rel=1e-6)
+
+
+def test_one_norm_is_of_all_executors():
+    """Parameters of which no one backend serves all: the bound is that of their squares' sum."""
+    dtypes = (torch.float32, torch.float64, torch.float16)
+    params = [param for dtype in dtypes for param in make_params(((70,), (9,)), dtype)]
+    optimizer = FusedGradDropAdamW(params, max_grad_norm=math.inf)
+    set_grads(params, 0)
+    optimizer.step()
+    expected = norm_of(param.grad for param in params)
+    assert float(optimizer.grad_norm) == pytest.approx(expected, rel=1e-6)
+    if len(optimizer._plan_cache.latest.executors) < 2:
+        pytest.skip("the CPU kernel is not built: one executor serves all")
+
+
+def test_every_partial_sum_counts():
+    """A tensor's chunks are added up whatever their number, its neighbours' are not."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from graddrop.kernels.gpu.norm import sum_chunks
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counts = [1, 1023, 0, 1024, 1025, 3000]
+    partials = torch.rand(sum(counts), dtype=torch.float64, device=device)
+    parts = partials.split(counts)
+    firsts = torch.tensor([0, *counts]).cumsum(0)[:-1]
+    spans = torch.stack([firsts, torch.tensor(counts)], dim=1).to(device, torch.int32)
+    squares = torch.empty(len(counts), dtype=torch.float64, device=device)
+    factors = torch.ones(len(counts), 8, device=device)
+    sum_chunks[(len(counts),)](spans, partials, factors, None, squares, MASKED=False)
+    torch.testing.assert_close(squares, torch.stack([part.sum() for part in parts]))
+
+
+def test_a_norm_follows_gradients_to_another_alignment(backend, device):
+    """Each tensor's squares keep the factor of its own group, wherever its gradient lies."""
+    drop_probs = (0.0, 0.25, 0.75)
+    params = make_params(((64,), (48,), (32,)), device=device)
+    groups = [{"params": [p], "drop_prob": q} for p, q in zip(params, drop_probs, strict=True)]
+    optimizer = FusedGradDropAdamW(
+        groups, rescale=True, max_grad_norm=math.inf, masked_norm=True, backend=backend
+    )
+    for step, unaligned in enumerate([(), (0,), (0, 2), (1,), ()]):
+        set_grads(params, step)
+        for index in unaligned:
+            room = torch.zeros(params[index].numel() + 1, device=device)[1:]
+            params[index].grad = room.copy_(params[index].grad)
+        entering = [
+            optimizer.keep_mask(param) * param.grad / (1 - drop_prob)
+            for param, drop_prob in zip(params, drop_probs, strict=True)
+        ]
+        optimizer.step()
+        assert float(optimizer.grad_norm) == pytest.approx(norm_of(entering), rel=1e-6), step
+
+
+@pytest.mark.parametrize("size", [1, 100, 128, 500, 513, 600, 700, 1000, 1023, 1600])
+def test_a_masked_norm_of_any_size(backend, device, size):
+    """A vector may end anywhere in a block, in either half of a tile."""
+    optimizer = make_optimizer(
+        backend, device, ((size,),), max_grad_norm=math.inf, masked_norm=True
+    )
+    (param,) = params_of(optimizer)
+    set_grads([param], 0)
+    kept = optimizer.keep_mask(param) * param.grad
+    optimizer.step()
+    assert float(optimizer.grad_norm) == pytest.approx(norm_of([kept]), rel=1e-6)
 
 
 def test_a_loss_scale_is_taken_out(backend, device):

@@ -1,5 +1,7 @@
 """Laws of places: where in the whole parameter a process's part of it lies."""
 
+import itertools
+
 import pytest
 import torch
 from torch.distributed.tensor import Replicate, Shard
@@ -22,6 +24,20 @@ def test_rows_that_do_not_divide_are_found(shards, parts):
                 rows = own[shard].tolist() if shard < len(own) else []
                 assert list(range(offset[0], offset[0] + size[0])) == rows
                 assert (offset[1], size[1]) == (0, 3)
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 6, 7, 11, 12, 13, 24, 59])
+def test_strided_cuts_go_from_the_last_to_the_first(n_rows):
+    """Two of them over a plain one: what comes last in the mesh cuts first."""
+    placements = (_StridedShard(0, split_factor=6), _StridedShard(0, split_factor=2), Shard(0))
+    mesh = (2, 3, 2)
+    for coordinate in itertools.product(*map(range, mesh)):
+        rows = torch.arange(n_rows)
+        for part, parts in zip(reversed(coordinate), reversed(mesh), strict=True):
+            pieces = rows.chunk(parts) if len(rows) else ()
+            rows = pieces[part] if part < len(pieces) else rows[:0]
+        (first, _), (size, _) = place_of((n_rows, 1), placements, mesh, coordinate)
+        assert list(range(first, first + size)) == rows.tolist()
 
 
 def test_each_dimension_has_its_own_cuts():

@@ -7,6 +7,7 @@ from helpers.small_runs import (
     differs,
     make_grad,
     make_params,
+    params_of,
     set_grads,
     snapshot,
     train,
@@ -203,6 +204,8 @@ def test_memory_that_is_seen_otherwise_is_seen(backend, device, swap):
     assert_same(*runs)
 
 
+# Chance drops the second tensor; of two, none is dropped by number.
+UNLUCKY = {"granularity": "tensor", "site": "freeze", "drop_prob": 0.2, "seed": 8}
 CHANGES = {
     "drop_prob from 0": ({"drop_prob": 0.0}, {"drop_prob": 0.5}),
     "drop_prob to 0": ({"drop_prob": 0.5}, {"drop_prob": 0.0}),
@@ -214,25 +217,38 @@ CHANGES = {
     "period": ({"period": 2}, {"period": "epoch"}),
     "seed": ({"seed": 1}, {"seed": 2}),
     "lr": ({"lr": 1e-2}, {"lr": 1e-3}),
+    "betas": ({"betas": (0.9, 0.999)}, {"betas": (0.5, 0.9)}),
+    "eps": ({"eps": 1e-8}, {"eps": 1e-1}),
+    "weight_decay": ({"weight_decay": 0.0}, {"weight_decay": 0.5}),
+    "maximize": ({"maximize": False}, {"maximize": True}),
+    "select": (UNLUCKY, UNLUCKY | {"select": "exact"}),
+    "stochastic_rounding on": ({"stochastic_rounding": False}, {"stochastic_rounding": True}),
+    "stochastic_rounding off": ({"stochastic_rounding": True}, {"stochastic_rounding": False}),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_knobs_may_change_between_steps(backend, device, change):
-    """A knob that is set in ``param_groups`` counts from the next step on, as if made anew."""
+    """A knob that is set in any of ``param_groups`` counts from the next step on, as if new."""
     before, after = CHANGES[change]
-    changing, fresh, unchanged = (
-        make_optimizer(make_params(((5, 7),), device=device), backend, **before) for _ in range(3)
-    )
+    dtype = BF16 if "rounding" in change else F32
+
+    def make(**knobs):
+        first, second = make_params(((5,), (5, 7)), dtype, device)
+        return make_optimizer(
+            [{"params": [first]}, {"params": [second], **knobs}], backend, **before
+        )
+
+    changing, fresh, unchanged = (make() for _ in range(3))
     for optimizer in (changing, fresh, unchanged):
         train(optimizer, 1)
-    changing.param_groups[0].update(after)
+    changing.param_groups[1].update(after)
     state_dict = fresh.state_dict()
-    state_dict["param_groups"][0].update(after)
-    twin = make_optimizer(
-        [param for group in fresh.param_groups for param in group["params"]], backend, **after
-    )
+    state_dict["param_groups"][1].update(after)
+    twin = make(**after)
     twin.load_state_dict(state_dict)
+    for mine, trained in zip(params_of(twin), params_of(fresh), strict=True):
+        mine.data.copy_(trained.data)
     for optimizer in (changing, twin, unchanged):
         train(optimizer, range(1, 2))
     assert_same(snapshot(changing), snapshot(twin))
