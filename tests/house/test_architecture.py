@@ -23,7 +23,12 @@ FLOORS = (
     ("graddrop.exemptions", "graddrop.method_pages", "graddrop.trainer"),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
-    ("graddrop.xglue.locks", "graddrop.xglue.names", "graddrop.xglue.textfile"),
+    (
+        "graddrop.xglue.locks",
+        "graddrop.xglue.names",
+        "graddrop.xglue.textfile",
+        "graddrop.xglue.whole_file",
+    ),
     ("graddrop.xglue.tasks", "graddrop.xglue.methods", "graddrop.xglue"),
     ("graddrop.xglue.controls",),
     ("graddrop.xglue.config", "graddrop.xglue.settings"),

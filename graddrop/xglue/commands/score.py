@@ -14,7 +14,7 @@ from graddrop.xglue.scores.predictions import (
 )
 from graddrop.xglue.scores.text_table import score_table
 from graddrop.xglue.tasks import get_task
-from graddrop.xglue.training.run_folder import check_writable, write_json
+from graddrop.xglue.whole_file import check_writable, write_json
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from graddrop.xglue.report.webpage import render_webpage
 from graddrop.xglue.scores.majority import majority_scores
 from graddrop.xglue.tasks import TASKS
 from graddrop.xglue.textfile import printable
-from graddrop.xglue.training.run_folder import write_file
+from graddrop.xglue.whole_file import write_file
 
 MARKDOWN_FILE = "report.md"
 WEBPAGE_FILE = "report.html"

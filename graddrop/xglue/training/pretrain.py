@@ -17,7 +17,7 @@ from graddrop.xglue.heads.model import train_tokenizer
 from graddrop.xglue.training.hidden_words import hidden_words_model
 from graddrop.xglue.training.pretrain_config import RESULT_FILE, PretrainConfig
 from graddrop.xglue.training.raw_text import read_texts, smoothed
-from graddrop.xglue.training.run_folder import check_writable, write_json
+from graddrop.xglue.whole_file import check_writable, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments

@@ -26,14 +26,10 @@ from graddrop.xglue.tasks import EVAL_SPLITS
 from graddrop.xglue.training.banner import banner
 from graddrop.xglue.training.provenance import commit, versions
 from graddrop.xglue.training.run_data import RunData
-from graddrop.xglue.training.run_folder import (
-    RunFolder,
-    check_writable,
-    read_json,
-    seal_note,
-    writing,
-)
+from graddrop.xglue.training.run_folder import RunFolder, read_json
+from graddrop.xglue.training.seal import seal_note
 from graddrop.xglue.training.steps import Steps, drop_prob, masked_lr
+from graddrop.xglue.whole_file import check_writable, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,11 +10,8 @@ failure.json    why the last attempt failed, if a sweep saw it fail; gone once t
 result.json     scores; written last, so a folder with it is finished
 """
 
-import json
-import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +22,13 @@ from typing import Any
 from graddrop.xglue.locks import Lock, take
 from graddrop.xglue.textfile import TextFileError, brief
 from graddrop.xglue.textfile import read_json as read_any_json
+from graddrop.xglue.training.seal import is_whole
+from graddrop.xglue.whole_file import write_json
 
 CONFIG_FILE = "config.json"
 HEAD_FILE = "head.json"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
-SEAL_FILE = "seal.json"
 LOCK_FILE = ".lock"
 
 GLANCE = 0.1
@@ -43,44 +41,6 @@ class RunFolderError(ValueError):
 
 class RunFolderBusyError(RunFolderError):
     """An output folder in which another process is at work."""
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file that is there as a whole or not at all.
-
-    Args:
-        path: Where; an older file of that name stays until the new one is complete.
-        value: What `json` can write.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written; `path` is then unchanged.
-    """
-    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all.
-
-    Args:
-        path: Where; an older file of that name stays until the new one is complete.
-        content: All of it.
-
-    Raises:
-        OSError: If the disk is full or the folder cannot be written; `path` is then unchanged.
-    """
-    # The name of the process keeps two writers apart; the suffix keeps readers away.
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        # The draft means nothing to the user.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,53 +59,6 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: expected a JSON object, found {brief(value)}; remove the file"
         )
     return value
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a place where nothing can be written; leave no trace of having asked.
-
-    Args:
-        path: What is to be made, with the folders above it.
-
-    Raises:
-        OSError: If the place is no folder, may not be written, or its disk is full or read-only.
-    """
-    place = path
-    while not place.exists():
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn whatever is raised while files are written into an `OSError`.
-
-    Where the disk is full torch raises a `RuntimeError`, safetensors an error of its own, and
-    tokenizers a plain `Exception`. Errors of a device, whose memory is being read, stay what they
-    are.
-
-    Args:
-        path: What is being written, for the message.
-
-    Raises:
-        OSError: With the space that is left, since a full disk is the usual cause.
-    """
-    import torch
-
-    try:
-        yield
-    except (OSError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        free = shutil.disk_usage(path if path.exists() else path.parent).free
-        raise OSError(
-            f"{path} could not be written, {free:,} bytes are free there ({error}); "
-            "make room and go on with --resume"
-        ) from error
 
 
 class RunFolder:
@@ -376,54 +289,6 @@ class RunFolder:
         """Return the Trainer's; a copy with another name is the user's own."""
         named = self.path.glob("checkpoint-*")
         return [folder for folder in named if re.fullmatch("checkpoint-[0-9]+", folder.name)]
-
-
-def seal(checkpoint: Path, note: dict[str, float]) -> None:
-    """Declare a checkpoint whole.
-
-    Args:
-        checkpoint: Folder whose files are all written.
-        note: Numbers to keep with it.
-
-    Raises:
-        OSError: If the disk fails; the checkpoint is then not sealed.
-    """
-    sizes = {}
-    for file in sorted(checkpoint.rglob("*")):
-        if file.is_file() and file.name != SEAL_FILE:
-            with file.open("rb") as handle:
-                # The seal must not reach the disk before what it vouches for.
-                os.fsync(handle.fileno())
-            sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
-    write_json(checkpoint / SEAL_FILE, {"sizes": sizes, "note": note})
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was sealed and still has every file at its full size."""
-    seal_ = _seal(checkpoint)
-    return bool(seal_["sizes"]) and all(
-        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size
-        for name, size in seal_["sizes"].items()
-    )
-
-
-def seal_note(checkpoint: Path) -> dict[str, float]:
-    """Return what was kept with the seal of a whole checkpoint."""
-    return _seal(checkpoint)["note"]
-
-
-def _seal(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Return what a seal says; one that is absent, or not as we write it, seals nothing."""
-    try:
-        seal_ = read_json(checkpoint / SEAL_FILE)
-    except (FileNotFoundError, RunFolderError):
-        seal_ = {}
-    parts: dict[str, Any] = {name: seal_.get(name) for name in ("sizes", "note")}
-    of_numbers = all(
-        isinstance(part, dict) and all(isinstance(value, int | float) for value in part.values())
-        for part in parts.values()
-    )
-    return parts if of_numbers else {"sizes": {}, "note": {}}
 
 
 def _difference(stored: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -17,7 +17,9 @@ from graddrop.xglue.tasks import TRAIN_LANGUAGE, Task
 from graddrop.xglue.training.callbacks import NewOrderEachEpoch
 from graddrop.xglue.training.order import LengthSampler
 from graddrop.xglue.training.run_data import EvaluationSet
-from graddrop.xglue.training.run_folder import RunFolder, seal, writing
+from graddrop.xglue.training.run_folder import RunFolder
+from graddrop.xglue.training.seal import seal
+from graddrop.xglue.whole_file import writing
 
 
 class ZeroShotTrainer(Trainer):

@@ -24,7 +24,8 @@ from graddrop.cli import main
 from graddrop.xglue.sweep import runner
 from graddrop.xglue.sweep.plan import SweepPlan
 from graddrop.xglue.sweep.workers import Outcome
-from graddrop.xglue.training.run_folder import SEAL_FILE, RunFolder
+from graddrop.xglue.training.run_folder import RunFolder
+from graddrop.xglue.training.seal import SEAL_FILE
 
 PATIENCE = 30.0
 """Seconds after which what should have happened will not."""

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from graddrop.xglue.training.run_folder import (
-    RunFolder,
-    RunFolderBusyError,
-    RunFolderError,
-    is_whole,
-    seal,
-    write_json,
-    writing,
-)
+from graddrop.xglue.training.run_folder import RunFolder, RunFolderBusyError, RunFolderError
+from graddrop.xglue.training.seal import is_whole, seal
+from graddrop.xglue.whole_file import write_json, writing
 
 
 def checkpoint(folder: RunFolder, step: int) -> Path:
