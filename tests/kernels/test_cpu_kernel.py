@@ -310,6 +310,22 @@ def test_thread_counts_give_the_same_bits(n_threads, own_threads, site, monkeypa
     assert_same_bits(slots, others)
 
 
+def test_each_tile_is_stepped_once():
+    """However many threads ask for tiles, step after step: none is taken twice, none left out."""
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 8):
+            torch.set_num_threads(n_threads)
+            slot = random_slot((1_000_000,), seed=0)
+            for _ in range(60):
+                step([slot], [make_knobs(drop_prob=0.0)])
+            results.append(slot)
+    finally:
+        torch.set_num_threads(before)
+    assert_same_bits(*([slot] for slot in results))
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_instruction_sets_with_fma_give_the_same_bits(site, monkeypatch):
     """AVX2 and AVX-512 round alike; the baseline, which cannot fuse, differs: the control."""

@@ -41,6 +41,87 @@ def test_every_preset_has_a_source_and_makes_a_step(preset):
     moves(make_preset(preset, drop_prob=0.5), 0)
 
 
+def adamw_of(optimizer):
+    """torch.optim.AdamW of copies of the parameters."""
+    twins = [torch.nn.Parameter(param.detach().clone()) for param in params_of(optimizer)]
+    (group,) = optimizer.param_groups
+    hyper = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    return torch.optim.AdamW(twins, foreach=False, **hyper)
+
+
+@pytest.mark.parametrize(
+    ("preset", "factor", "n_masks"),
+    [
+        ("graddrop", 1.0, 4),
+        ("graddrop-epoch", 1.0, 2),
+        ("layer-graddrop", 1.0, 4),
+        ("child-tuning-f", 4 / 3, 4),
+    ],
+)
+def test_adamw_gets_masked_gradients(preset, factor, n_masks):
+    """A quarter of them is zero, for a step or an epoch, entry by entry or layer by layer.
+
+    Moments and parameters are those of torch's AdamW, decay of what is dropped included. An eps
+    that is felt tells whether what is kept has been scaled.
+    """
+    knobs = {"drop_prob": 0.25, "eps": 1e-1, "weight_decay": 0.1, "backend": "reference"}
+    ours = make_preset(preset, n_layers=12, **knobs)
+    theirs = adamw_of(ours)
+    masks = []
+    for step in range(4):
+        ours.new_mask(step // 2)
+        set_grads(params_of(ours), step)
+        keeps = [ours.keep_mask(param) for param in params_of(ours)]
+        for param, twin, keep in zip(params_of(ours), params_of(theirs), keeps, strict=True):
+            twin.grad = torch.where(keep, factor * param.grad, 0.0)
+        ours.step()
+        theirs.step()
+        for param, twin in zip(params_of(ours), params_of(theirs), strict=True):
+            torch.testing.assert_close(param, twin, rtol=1e-6, atol=1e-7)
+        masks.append(torch.cat(keeps))
+        if preset == "layer-graddrop":
+            assert all(keep.all() == keep.any() for keep in keeps)
+            assert keeps[0].all()  # the embedding
+            kept = [bool(keep.any()) for keep in keeps[1:]]
+            assert kept[::2] == kept[1::2]
+    assert len({tuple(mask.tolist()) for mask in masks}) == n_masks
+    assert torch.cat(masks).float().mean() == pytest.approx(0.75, abs=0.1)
+    assert torch.cat(masks).float().mean() < 1
+
+
+def test_lr_dropout_steps_some_entries_on_dense_moments():
+    """AdamW's moments throughout; what is kept makes AdamW's own step, the rest none at all."""
+    ours = make_preset("lr-dropout", drop_prob=0.25, weight_decay=0.1, backend="reference")
+    theirs = adamw_of(ours)
+    for step in range(3):
+        set_grads(params_of(ours), step)
+        before = [param.detach().clone() for param in params_of(ours)]
+        keeps = [ours.keep_mask(param) for param in params_of(ours)]
+        for param, twin in zip(params_of(ours), params_of(theirs), strict=True):
+            twin.data.copy_(param)
+            twin.grad = param.grad.clone()
+        ours.step()
+        theirs.step()
+        for param, twin, old, keep in zip(
+            params_of(ours), params_of(theirs), before, keeps, strict=True
+        ):
+            assert torch.equal(param, torch.where(keep, twin, old))
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(ours.state[param][moment], theirs.state[twin][moment])
+        assert torch.cat(keeps).float().mean() == pytest.approx(0.75, abs=0.1)
+
+
+@pytest.mark.parametrize(("preset", "n_steps"), [("lisa", 20), ("badam", 100), ("graddrop", 1)])
+def test_a_mask_lives_as_long_as_published(preset, n_steps):
+    """In optimizer steps, unless the user says otherwise."""
+    optimizer = make_preset(preset, drop_prob=0.5)
+    draws = []
+    for _ in range(2 * n_steps):
+        draws += optimizer.draws
+        optimizer.step()  # without gradients: counts
+    assert draws == [0] * n_steps + [1] * n_steps
+
+
 def test_lisa_trains_so_many_layers_for_k_steps():
     """Two of six for 20 steps each; the embedding always, state of the others as it was."""
     optimizer = make_preset("lisa", drop_prob=1 - 2 / N_LAYERS)
