@@ -158,3 +158,40 @@ def test_a_shorter_memory_or_freezing_removes_the_jump():
     print(f"beta2 = 0.98: {capped:.2f} x, freeze: {frozen:.2f} x")
     assert capped == pytest.approx(1.55, abs=0.01)
     assert frozen == pytest.approx(1.0, abs=1e-9)
+
+
+def late_release_peak(n_dropped, site):
+    """Largest step of an entry that all masks before had dropped, over the ordinary one.
+
+    The gradient is constant, and the tensor's `step` goes on while the entry is dropped.
+    """
+    param, *moments = (torch.zeros(1, dtype=torch.float64) for _ in range(3))
+    keep = torch.ones(1, dtype=torch.bool)
+    hyper = {"lr": 1.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-30, "weight_decay": 0.0}
+    moves = []
+    for step in range(1, n_dropped + 41):
+        before = param.item()
+        now = keep if step > n_dropped else ~keep
+        adamw_step_(param, keep.double(), *moments, now, step=step, site=site, **hyper)
+        moves.append(before - param.item())
+    assert not any(moves[:n_dropped])
+    return max(moves)
+
+
+@pytest.mark.parametrize("site", ["grad", "update", "freeze"])
+@pytest.mark.parametrize(("n_dropped", "peak"), [(0, 1.0), (100, 2.1), (1000, 5.2), (8000, 6.6)])
+def test_an_entry_that_is_released_late_jumps(site, n_dropped, peak):
+    """It begins with empty moments, of which `step` says that they are full.
+
+    Under site="update" they are: there the moments see every gradient.
+    """
+    found = late_release_peak(n_dropped, site)
+    exact = max(
+        (1 - 0.9**j)
+        / (1 - 0.9 ** (n_dropped + j))
+        * math.sqrt((1 - 0.999 ** (n_dropped + j)) / (1 - 0.999**j))
+        for j in range(1, 41)
+    )
+    print(f"{site}: peak after {n_dropped} dropped steps: {found:.2f} x")
+    assert exact == pytest.approx(peak, abs=0.05)
+    assert found == pytest.approx(1.0 if site == "update" else exact, rel=1e-9)

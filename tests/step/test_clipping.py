@@ -19,8 +19,9 @@ from helpers.small_runs import (
     train,
 )
 
-from graddrop import FusedGradDropAdamW
-from graddrop.testing import DTYPES
+from graddrop import FusedGradDropAdamW, Shard
+from graddrop.step.backends import make_executor
+from graddrop.testing import DTYPES, make_knobs, random_slot
 
 # An fp32 norm has some roundings, the factor too: Adam's update moves by as little.
 CLOSE = {"rtol": 1e-5, "atol": 1e-7}
@@ -206,6 +207,22 @@ def test_a_masked_norm_of_any_size(backend, device, size):
     kept = optimizer.keep_mask(param) * param.grad
     optimizer.step()
     assert float(optimizer.grad_norm) == pytest.approx(norm_of([kept]), rel=1e-6)
+
+
+@pytest.mark.parametrize("begin", [0, 1, 127, 500, 513, 1000])
+@pytest.mark.parametrize("size", [1, 40, 200, 1300])
+def test_a_masked_norm_of_any_shard(backend, device, begin, size):
+    """Local entries meet the bits of their own places, wherever in a block they begin."""
+    shard = Shard((4096,), (begin,))
+    slot = random_slot((size,), seed=0, shard=shard, device=device)
+    knobs = make_knobs(drop_prob=0.5)
+    executor = make_executor(backend, [slot], [knobs], device)
+    executor.set_grads([slot.grad])
+    executor.begin([knobs], torch.zeros(2, dtype=torch.int64, device=device), None, None)
+    whole = {"stream_id": 0, "layer": None, "shard": None, "draw": 0, "device": device}
+    keep = knobs.keep_mask((4096,), **whole)[begin : begin + size]
+    (squares,) = executor.grad_squares(masked=True)
+    assert float(squares) ** 0.5 == pytest.approx(norm_of([keep * slot.grad]), rel=1e-6)
 
 
 def test_a_loss_scale_is_taken_out(backend, device):

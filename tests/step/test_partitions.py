@@ -77,6 +77,26 @@ def check_fsdp1_after_construction():
         assert_same(snapshot(optimizer), before)
 
 
+def check_fsdp1_takes_the_parameters_away():
+    """Its flat parameters are others, and those that the optimizer holds are nobody's.
+
+    They bear no mark. As with torch's optimizers nothing moves, in the model or beside it.
+    """
+    model = Model()
+    optimizer = FusedGradDropAdamW(model.parameters())
+    train(optimizer, 2)
+    optimizer.zero_grad()
+    cpu = torch.device("cpu")
+    wrapped = FullyShardedDataParallel(model, use_orig_params=False, device_id=cpu)
+    wrapped(torch.ones(2)).backward()
+    held = set(map(id, params_of(optimizer)))
+    assert held.isdisjoint(map(id, wrapped.parameters()))
+    everything = [*snapshot(optimizer), *(param.detach().clone() for param in wrapped.parameters())]
+    optimizer.step()
+    after = [*snapshot(optimizer), *(param.detach() for param in wrapped.parameters())]
+    assert_same(after, everything)
+
+
 def check_dtensors_after_construction():
     """Control: as accelerate does with FSDP2, and loading the state on the way."""
     model = Model()
@@ -98,6 +118,11 @@ def test_fsdp1_is_refused_at_construction(processes, use_orig_params, strategy):
 def test_fsdp1_is_refused_where_it_wraps_late(processes):
     """The mark that appears on a parameter is seen when a plan is made."""
     processes.run(check_fsdp1_after_construction)
+
+
+def test_fsdp1_may_take_the_parameters_away(processes):
+    """Wrapped late with use_orig_params=False, which cannot be told from a model at rest."""
+    processes.run(check_fsdp1_takes_the_parameters_away)
 
 
 def test_dtensors_may_take_the_place_of_parameters(processes):

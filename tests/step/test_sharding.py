@@ -268,6 +268,39 @@ def check_zero_redundancy(backend):
         make_optimizer([{"params": [torch.ones(2)], "backend": "triton"}], backend)
 
 
+def check_consolidated_zero(backend):
+    """A consolidated state brings all processes the groups of the first: who has others is told.
+
+    torch puts them into the groups by hand, so that the next step is the first to see them.
+    """
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
+
+    params = [torch.nn.Parameter(value) for value in values_of().values()]
+    zero = ZeroRedundancyOptimizer(params, FusedGradDropAdamW, backend=backend)
+
+    def step(number):
+        for index, param in enumerate(params):
+            param.grad = make_grad(param, index, number)
+        zero.step()
+
+    step(0)
+    zero.consolidate_state_dict(to=0)
+    sent = [zero.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(sent)
+    zero.load_state_dict(sent[0])
+    own, first = (len(zero._partition_parameters()[r][0]["params"]) for r in (dist.get_rank(), 0))
+    before = snapshot(zero.optim)
+    if own == first:
+        zero.optim.step()  # alone: the others would be waited for
+        assert zero.optim.param_groups[0]["stream_ids"] == list(range(own))
+        return
+    assert dist.get_rank() > 0
+    message = f"expected {own} stream_ids in param group 0, .* got {first}: .*ZeRO.*fully_shard"
+    with pytest.raises(ValueError, match=message):
+        zero.optim.step()
+    assert_same(snapshot(zero.optim), before)
+
+
 def check_gradients_placed_otherwise(backend):
     """A gradient whose reduction is pending, or that is replicated, is that gradient."""
     mesh = init_device_mesh("cpu", (N_PROCESSES,))
@@ -416,6 +449,7 @@ def test_shards_step_as_one_process(processes, backend, mesh_shape, placements):
         check_norms_of_a_mesh,
         check_norms_split_by_hand,
         check_zero_redundancy,
+        check_consolidated_zero,
         check_gradients_placed_otherwise,
         check_a_wrong_place,
     ],
