@@ -6,6 +6,7 @@
 #   make lint    formatting, style, types
 #   make kernels laws of the kernels on their compiled code: executed for sm_80, sm_90 and sm_100, and
 #                for aarch64 under emulation
+#   make docs    the site of README, docs/ and docstrings, into site/; strict
 #   make bench   speed next to the peers, into bench/results/; DEVICE=cuda, QUICK=--quick
 #   make ext     compile the CPU kernel in place, for a checkout that is not installed
 #
@@ -25,7 +26,7 @@ MAKEFLAGS += --no-print-directory
 # Installing costs 65 s of processor time instead of 150 s, and the first import 18 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow lint kernels bench ext clean
+.PHONY: demo test slow lint kernels docs bench ext clean
 
 demo: $(VENV)/xglue.stamp
 	@$(VENV)/bin/graddrop demo --output demo-output
@@ -56,6 +57,11 @@ kernels-sm_%: $(VENV)/dev.stamp
 kernels-aarch64: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet -m slow tests/kernels/emulated
 
+# A link or a reference that leads nowhere is an error.
+docs: $(VENV)/docs.stamp
+	@$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs site
+	@echo site/index.html
+
 bench: $(VENV)/bench.stamp
 	@mkdir -p bench/results
 	@$(RUN) -m pytest bench/bench_step.py --device $(DEVICE) $(QUICK) --benchmark-quiet \
@@ -66,7 +72,7 @@ ext: $(VENV)/torch.stamp
 	@$(RUN) setup.py --quiet build_ext --inplace
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output graddrop/kernels/cpu/*.so
+	rm -rf $(VENV) build dist site *.egg-info demo-output graddrop/kernels/cpu/*.so
 
 # torch comes first and alone: where a build without CUDA has been laid out for pip, asking for the
 # exact version takes it, and what follows is then satisfied by what is there.
@@ -84,6 +90,10 @@ $(VENV)/xglue.stamp: $(VENV)/torch.stamp $(SETUP)
 $(VENV)/dev.stamp: $(VENV)/torch.stamp $(SETUP)
 	@$(PIP) --editable '.[xglue,dev]'
 	@touch $@ $(VENV)/xglue.stamp
+
+$(VENV)/docs.stamp: $(VENV)/xglue.stamp
+	@$(PIP) --editable '.[xglue,docs]'
+	@touch $@
 
 # Peers that cannot be installed here are rows that say so.
 $(VENV)/bench.stamp: $(VENV)/dev.stamp

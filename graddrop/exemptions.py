@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXEMPTIONS = ("head", "embeddings", "norms", "biases")
+"""Kinds of parameters, as a user names them."""
 
 
 def set_head(model: "nn.Module", names: frozenset[str]) -> None:

@@ -28,17 +28,23 @@ from torch import Tensor
 torch.ones(1, device="cpu").sqrt()
 
 CONTRACT_VERSION = 1
+"""Of the masks; another one draws other bits."""
 TILE = 1024
+"""Elements that share the high words of their counters."""
 GRANULARITIES = ("element", "row", "tensor", "layer")
+"""What shares one decision."""
 SELECTIONS = ("bernoulli", "exact", "ascending", "descending", "shuffled")
+"""What tells the tensors or layers that are dropped (chance, or a count)."""
 
 # Streams: one per parameter and purpose. Parameter ids stay below 2**30.
 MAX_STREAM_ID = 1 << 30
 ROW_STREAM = 1 << 30  # + id: row decisions of that parameter
 TENSOR_STREAM = 1 << 31  # element index = id of the parameter
 LAYER_STREAM = (1 << 31) + 1  # element index = layer number
-TENSOR_ORDER_STREAM = (1 << 31) + 2  # group = id of the parameter: its 64 bits in an order
-LAYER_ORDER_STREAM = (1 << 31) + 3  # group = layer number
+TENSOR_ORDER_STREAM = (1 << 31) + 2
+"""Its groups are ids of parameters, whose 64 bits make an order."""
+LAYER_ORDER_STREAM = (1 << 31) + 3
+"""Its groups are layer numbers, whose 64 bits make an order."""
 ROUNDING_STREAM = 3 << 30  # + id: random bits for stochastic rounding
 
 _LOW32 = 0xFFFFFFFF
@@ -184,7 +190,7 @@ def keep_units(
         n_dropped: n - k, int64, 0-dim, on the device of ``units``.
 
     Returns:
-        bool [n]; True: the unit is kept.
+        bool [n], True where the unit is kept.
     """
     n = len(units)
     place = torch.arange(n, device=units.device)
@@ -241,7 +247,15 @@ class Shard:
     def elements(
         self, local_shape: tuple[int, ...], device: torch.device | str | None = None
     ) -> Tensor:
-        """Indices in the whole parameter of the local entries: int64, shape ``local_shape``."""
+        """Indices in the whole parameter of the local entries.
+
+        Args:
+            local_shape: of the tensor that lies here.
+            device: of the indices.
+
+        Returns:
+            int64, shape ``local_shape``.
+        """
         if 0 in local_shape:  # its other sizes may be larger than any memory
             return torch.empty(local_shape, dtype=torch.int64, device=device)
         indices = torch.zeros((), dtype=torch.int64, device=device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 SITES = ("grad", "update", "freeze")
+"""What a mask acts on (the gradient, the update, or all that a step changes)."""
 
 
 def adamw_step_(

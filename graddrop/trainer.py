@@ -181,7 +181,7 @@ class ClipInStep(TrainerCallback):
 
 
 class LogMasks(TrainerCallback):
-    """Add :meth:`FusedGradDropAdamW.log_values` to what the Trainer logs of its training."""
+    """Add :meth:`graddrop.FusedGradDropAdamW.log_values` to what the Trainer logs of training."""
 
     def on_log(
         self,
@@ -209,9 +209,9 @@ class SkipDroppedMixin:
         class LayerTrainer(SkipDroppedMixin, Trainer):
             pass
 
-    Each ``training_step`` is a block of :meth:`FusedGradDropAdamW.skip_dropped`, whose conditions
-    hold: the training is the same, bit for bit, and the Trainer must not clip by a norm of its own,
-    which would miss what is skipped. Several processes need
+    Each ``training_step`` is a block of :meth:`graddrop.FusedGradDropAdamW.skip_dropped`, whose
+    conditions hold: the training is the same, bit for bit, and the Trainer must not clip by a norm
+    of its own, which would miss what is skipped. Several processes need
     ``TrainingArguments(ddp_find_unused_parameters=True)``.
     """
 
@@ -219,7 +219,7 @@ class SkipDroppedMixin:
         """As the Trainer's.
 
         Raises:
-            TypeError: another optimizer than :class:`FusedGradDropAdamW`.
+            TypeError: another optimizer than :class:`graddrop.FusedGradDropAdamW`.
             ValueError: the Trainer clips gradients; as ``skip_dropped``.
             RuntimeError: as ``skip_dropped``.
         """

@@ -204,7 +204,7 @@ class FinetuneConfig:
 
     @property
     def drop_probs(self) -> tuple[float, ...]:
-        """The drop probabilities: none, one for the whole training, or several."""
+        """None, one drop probability for the whole training, or several."""
         if isinstance(self.drop_prob, tuple):
             return self.drop_prob
         return () if self.drop_prob is None else (self.drop_prob,)

@@ -1,6 +1,11 @@
 """Every example runs as it stands, and does what it says."""
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +48,51 @@ def test_adapters_are_masked_by_layer_and_the_head_is_not():
     assert len(head["params"]) == 2 and head["drop_prob"] == 0.0
 
 
+def test_accelerate_trains():
+    """Losses of accumulated batches fall, though layers are left out of backward passes."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    losses = load("accelerate_loop").main()
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+def test_skipped_layers_save_operations_and_change_nothing():
+    """Two networks of the same bits, one for less work."""
+    full, skipped, share = load("skip_layers").main(width=32, steps=8)
+    pairs = zip(full.parameters(), skipped.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert 1 / 3 < share < 0.75  # forward passes remain, and a third of six is what they are
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own: devices, loaders, torch's internals
+def test_lightning_draws_a_mask_for_each_epoch(tmp_path):
+    """The losses fall, and the fourth epoch's mask is the last."""
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    module = load("lightning_module").main(str(tmp_path))
+    assert sum(module.losses[-4:]) < 0.7 * sum(module.losses[:4])
+    assert module.masked.draws == [3]
+
+
+@pytest.mark.filterwarnings("ignore")  # trl's own: names that transformers has replaced
+def test_supervised_fine_tuning_drops_layers(tmp_path):
+    """trl's Trainer takes our keywords, and its log counts the layers."""
+    pytest.importorskip("trl", reason="trl is not installed")
+    logs = [log for log in load("sft").main(str(tmp_path)) if "loss" in log]
+    assert len(logs) == 4 and logs[-1]["loss"] < logs[0]["loss"]
+    assert all(log["kept_is_exact"] for log in logs)
+    assert any(log["dropped_layers"] for log in logs)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_shards():
+    """The command of the example's first lines."""
+    example = ROOT / "examples" / "fsdp2_offload.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", example]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"loss 0\.[0-4]\d+, gradient norm \d+\.\d+\n", done.stdout)
+
+
 def check_fsdp2():
     """What torchrun would run."""
     assert load("fsdp2_offload").main() < 0.5
@@ -65,4 +115,5 @@ def test_a_graph_draws_new_masks():
 def test_every_example_is_here():
     """A file without a test would rot."""
     names = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"plain_loop", "trainer", "lora", "fsdp2_offload", "cuda_graph"}
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert {name for name in names if f'load("{name}")' not in text} == set()
