@@ -96,6 +96,18 @@ def test_rows(backend, device, seed, draw, stream_id, drop_prob, number, width):
         assert number_of(keep[:, 0]) == number
 
 
+@pytest.mark.parametrize("width", [1 << 31, 1 << 32, (1 << 32) + 4])
+def test_rows_beyond_32_bits(backend, device, width):
+    """A part of a row, of a length that no 32 bits hold, is decided by the row's number."""
+    seed, draw, stream_id, drop_prob, number = ROWS[1]
+    for row in (9, 10, 28, 38):  # kept, dropped, dropped, kept
+        (moved,) = moved_by_a_step(
+            [(1, 300)], backend, device, stream_ids=[stream_id], granularity="row",
+            shards=[Shard((40, width), (row, 100))], seed=seed, draw=draw, drop_prob=drop_prob,
+        )  # fmt: skip
+        assert set(moved.flatten().tolist()) == {bool(number >> row & 1)}
+
+
 @pytest.mark.parametrize(("granularity", "seed", "draw", "drop_prob", "names", "number"), WHOLES)
 def test_wholes(backend, device, granularity, seed, draw, drop_prob, names, number):
     """Tensors are decided by their ids, layers by their numbers."""

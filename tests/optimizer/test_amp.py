@@ -122,6 +122,19 @@ def test_who_sits_out_counts_no_skipped_step():
         assert {int(counts[0]) for counts in ours._counters._on.values()} == {counted}
 
 
+def test_an_executor_that_joins_begins_at_the_present_count():
+    """Also where the device alone knew it."""
+    model = torch.nn.Linear(7, 5)
+    ours = FusedGradDropAdamW(model.parameters(), lr=1e-2)
+    ours.found_inf = torch.zeros(1)
+    train(ours, 2)
+    del ours.found_inf
+    model.double()
+    train(ours, range(2, 3))
+    assert {int(counts[0]) for counts in ours._counters._on.values()} == {3}
+    assert ours.draws == [3]
+
+
 def test_a_schedule_counts_steps_that_were_made(backend, device):
     """A skipped step does not move the drop rate on."""
     ours, scaler = make_pair(backend, device, drop_prob=schedules.Linear(0.0, 1.0, 4))

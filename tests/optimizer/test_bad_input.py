@@ -149,6 +149,9 @@ def test_rescaling_what_is_never_kept_is_refused():
         (lambda: schedules.Linear(-0.1, 0.5, 10), "Invalid drop_prob value: -0.1"),
         (lambda: schedules.Cosine(0.1, NAN, 10), "Invalid drop_prob value: nan"),
         (lambda: schedules.Linear(0.1, 0.5, 0), "Invalid n_steps value: 0"),
+        (lambda: schedules.Stepwise((0.1, 0.5), 0), "Invalid n_steps value: 0"),
+        (lambda: schedules.Stepwise((0.1, 1.5, 0.2), 3), "Invalid drop_prob value: 1.5"),
+        (lambda: schedules.Stepwise((), 3), "Invalid drop_probs value: .*at least one"),
     ],
 )
 def test_a_bad_schedule_is_refused(make, message):
@@ -229,6 +232,11 @@ PARAMS = {
         lambda: [torch.zeros(1).expand(3).requires_grad_()],
         ValueError,
         "whose entries lie apart, got shape (3,) with strides (0,): call .contiguous()",
+    ),
+    "overlapping": (
+        lambda: [Parameter(torch.zeros(7).as_strided((3, 3), (2, 1)))],
+        ValueError,
+        "whose entries lie apart, got shape (3, 3) with strides (2, 1): call .contiguous()",
     ),
     "no leaf": (lambda: [non_leaf()], ValueError, "can't optimize a non-leaf Tensor"),
     "twice": (lambda: [P3, P3], ValueError, "appears twice in one param group"),

@@ -12,6 +12,7 @@ WHOLE = {
     "by layer": {"granularity": "layer", "drop_prob": 0.5},
     "every entry": {"granularity": "element", "drop_prob": 1.0},
     "every row": {"granularity": "row", "drop_prob": 1.0},
+    "a probability that rounds to 1": {"granularity": "element", "drop_prob": 1 - 1e-7},
 }
 
 

@@ -206,6 +206,22 @@ def test_a_mask_lives_until_the_next_is_begun(backend, device):
     assert not torch.equal(masks[0][1], masks[1][1])
 
 
+def test_a_mask_begins_for_all_executors():
+    """Parameters that no one backend serves together: one new_mask() is for all of them."""
+    dtypes = (torch.float32, torch.float64)
+    params = [param for dtype in dtypes for param in make_params(((70,),), dtype)]
+    optimizer = FusedGradDropAdamW(params, period="epoch", site="freeze")
+    before = None
+    for epoch in range(3):
+        optimizer.new_mask(epoch)
+        for keeps, moved in frozen_steps(optimizer, [epoch]):
+            assert_same(moved, keeps)
+            assert (
+                before is None or differs(moved[:1], before[:1]) and differs(moved[1:], before[1:])
+            )
+            before = moved
+
+
 @pytest.mark.parametrize("exempt_first", [False, True])
 def test_an_epoch_without_a_mask_is_said_once(exempt_first):
     """period="epoch" in any group, and no new_mask() before the second step: one warning."""

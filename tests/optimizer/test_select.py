@@ -154,6 +154,26 @@ def test_groups_that_disagree_are_counted_apart():
         assert any(weights != biases for weights, biases in parts)
 
 
+def test_layers_and_tensors_are_counted_apart():
+    """A layer's number is no tensor's id: two of five of each are kept."""
+    optimizer = layered("exact")
+    optimizer.param_groups[1]["granularity"] = "tensor"
+    for step in range(6):
+        assert [len(part) for part in moved_layers(optimizer, step)] == [2, 2]
+
+
+def test_where_all_are_dropped_nothing_is_scaled(backend, device):
+    """round(2 * 0.9) = 2 of 2: nothing is kept that could be divided by its share."""
+    for site in ("update", "freeze"):
+        optimizer = make_optimizer(
+            backend, device, SMALL, granularity="tensor", select="exact",
+            site=site, rescale=True, drop_prob=0.9,
+        )  # fmt: skip
+        before = snapshot(optimizer)
+        train(optimizer, 1)
+        assert_same(snapshot(optimizer, params_of(optimizer))[::4], before)
+
+
 @pytest.mark.parametrize("site", ["grad", "update", "freeze"])
 @pytest.mark.parametrize("select", ["exact", "shuffled"])
 def test_backends_step_alike(select, site):
@@ -234,6 +254,20 @@ def test_a_schedule_changes_the_number():
     schedule = schedules.Linear(0.0, 2 / 3, 2)
     optimizer = layered("exact", n_layers=3, drop_prob=schedule)
     assert [len(moved_layers(optimizer, step)[0]) for step in range(4)] == [3, 2, 1, 1]
+
+
+def test_edited_layers_are_those_that_are_chosen_among(backend, device):
+    """Lists that are edited in place: the masks are those of an optimizer that began with them."""
+    edited, fresh = (layered("exact", backend, device) for _ in range(2))
+    for group in fresh.param_groups:
+        group["layers"][3] = 90
+    for step in range(3):
+        moved_layers(edited, step), moved_layers(fresh, step)
+    for group in edited.param_groups:
+        group["layers"][3] = 90
+    for step in range(3, 6):
+        assert edited.dropped_layers() == fresh.dropped_layers()
+        assert moved_layers(edited, step) == moved_layers(fresh, step)
 
 
 def test_an_added_group_joins_the_units(backend, device):

@@ -157,6 +157,50 @@ def test_gradients_are_clipped_within_the_step(tmp_path):
     assert not all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)  # control
 
 
+def test_the_bound_outlives_a_training_that_is_aborted(tmp_path):
+    """The next training has it, and so have the arguments in the end."""
+
+    class Abort(transformers.TrainerCallback):
+        armed = True
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if self.armed:
+                self.armed = False
+                raise KeyError
+
+    trainer = make_trainer(tmp_path, settings={"max_grad_norm": 0.02})
+    trainer.add_callback(Abort())
+    with pytest.raises(KeyError):
+        trainer.train()
+    trainer.train()
+    assert trainer.optimizer.optimizer.max_grad_norm == trainer.args.max_grad_norm == 0.02
+
+
+def test_parameters_that_are_not_trained_are_in_no_group(tmp_path):
+    """They need no gradient, as the Trainer's own groups have it."""
+    trainer = make_trainer(tmp_path, exempt=["embeddings"])
+    for param in trainer.model.bert.embeddings.parameters():
+        param.requires_grad_(False)
+    grouped = {id(p) for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    assert grouped == {id(param) for param in trainer.model.parameters() if param.requires_grad}
+
+
+def test_skipping_under_a_norm_of_the_trainers_is_refused(tmp_path):
+    """It would miss what is skipped."""
+
+    class Skipping(SkipDroppedMixin, transformers.Trainer):
+        pass
+
+    trainer = make_trainer(tmp_path, granularity="layer", masked_norm=True, trainer_class=Skipping)
+    for callback in [*trainer.callback_handler.callbacks]:
+        if "Clip" in type(callback).__name__:
+            trainer.remove_callback(callback)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match="expects TrainingArguments.max_grad_norm=0.*got 1.0"):
+        trainer.train()
+    assert all(map(torch.equal, before, weights(trainer)))
+
+
 def test_skipping_dropped_layers_is_the_same_training(tmp_path):
     """Over micro-batches too; some layer has no gradient at some step."""
     runs, without = [], []

@@ -78,6 +78,10 @@ STATES = {
     "a number for a moment": (lambda s: s["state"][1].update(exp_avg=0.0), "got <class 'float'>"),
     "a step of many": (lambda s: s["state"][1].update(step=torch.zeros(2)), "one number"),
     "amsgrad": (lambda s: s["param_groups"][0].update(amsgrad=True), "without amsgrad"),
+    "Adam with its own decay": (
+        lambda s: s["param_groups"][0].update(decoupled_weight_decay=False),
+        "expected a state with decoupled weight decay, as of torch.optim.AdamW, got one of Adam",
+    ),
     "a bad knob": (lambda s: s["param_groups"][0].update(drop_prob=7.0), "Invalid drop_prob value"),
     "a bad period": (lambda s: s["param_groups"][0].update(period="x"), "Invalid period: 'x'"),
     "fewer stream ids": (
@@ -280,6 +284,11 @@ FUNCTIONAL = [
         "expected a shard inside its whole, got shape (5, 3) at (1, 0) of (5, 3)",
     ),
     ({"shards": [Shard((15,), (0,))]}, ValueError, "expected a shard inside its whole"),
+    (
+        {"shards": [Shard((9, 3), (-1, 0))]},
+        ValueError,
+        "expected a shard inside its whole, got shape (5, 3) at (-1, 0) of (9, 3)",
+    ),
 ]
 
 

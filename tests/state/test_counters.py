@@ -87,6 +87,30 @@ def test_steps_finished_is_at_least_what_the_state_says(found, expected):
     assert_the_mask_is_told(optimizer)
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [{}, *({"granularity": "tensor", "select": s} for s in ("exact", "shuffled", "descending"))],
+    ids=str,
+)
+def test_draws_begin_anew_after_32_bits(backend, device, knobs):
+    """Step 2**32 + 3 uses the mask of step 3, and no other one."""
+    runs = {}
+    for n_steps in (3, (1 << 32) + 3, 4):
+        optimizer = FusedGradDropAdamW(
+            make_params(((40,),) * 3, device=device), site="freeze", backend=backend, **knobs
+        )
+        optimizer.load_state_dict(changed(optimizer, steps_finished=[n_steps]))
+        assert optimizer.draws == [n_steps % (1 << 32)]
+        keeps = [*map(optimizer.keep_mask, params_of(optimizer))]
+        before = [param.detach().clone() for param in params_of(optimizer)]
+        train(optimizer, 1)
+        moved = [p.detach() != old for p, old in zip(params_of(optimizer), before, strict=True)]
+        assert_same(moved, keeps)
+        runs[n_steps] = torch.cat(moved)
+    assert torch.equal(runs[3], runs[(1 << 32) + 3])
+    assert not torch.equal(runs[3], runs[4])
+
+
 BAD_COUNTS = ("1", None, math.nan, 1.5, 2.0, -1, True, 1 << 70, torch.tensor(1), [1])
 
 

@@ -57,8 +57,12 @@ WAYS = (with_torchs_keys, with_state_and_groups, by_torchs_loader, by_pickle, co
 @pytest.mark.parametrize("way", WAYS)
 def test_training_goes_on(way):
     """Bit for bit, schedule, knobs and clipping included."""
-    judge, ours = (make(max_grad_norm=1.0) for _ in range(2))
+    knobs = {"max_grad_norm": 1.0, "masked_norm": True, "fused": False, "backend": "reference"}
+    judge, ours = (make(state_dtype=torch.bfloat16, **knobs) for _ in range(2))
     ours = way(ours)
+    for name in ("max_grad_norm", "masked_norm", "norm_group", "_state_dtype", "_backend"):
+        assert getattr(ours, name) == getattr(judge, name)
+    assert ours._step_supports_amp_scaling is False
     for each in (judge, ours):
         train(each, range(2, 4))
     assert_same(snapshot(ours), snapshot(judge))

@@ -309,6 +309,36 @@ def test_a_state_may_be_partial():
     assert_same(snapshot(again), snapshot(ours))
 
 
+def test_a_state_of_adam_without_decay_loads():
+    """Adam and AdamW are one where nothing decays; with decay its state is refused."""
+    theirs = torch.optim.Adam(make_params(SMALL), lr=1e-2)
+    train(theirs, 2)
+    ours = FusedGradDropAdamW(make_params(SMALL), lr=1e-2)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.draws == [2] and ours.param_groups[0]["weight_decay"] == 0
+
+
+def test_layers_follow_the_names():
+    """Of a distributed checkpoint whose parameters came in another order."""
+    from torch.distributed.checkpoint import state_dict as distributed
+
+    model = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in "ab")}
+    )
+    listed = list(model.named_parameters())
+    saved, loaded = (
+        FusedGradDropAdamW(order, granularity="layer") for order in (listed, listed[::-1])
+    )
+    train(saved, 1)
+    state = copy.deepcopy(distributed.get_optimizer_state_dict(model, saved))
+    with pytest.warns(UserWarning, match="the loaded stream_ids"):
+        distributed.set_optimizer_state_dict(model, loaded, state)
+    assert loaded.param_groups[0]["layers"] == [1, 1, 0, 0]
+    assert loaded.param_groups[0]["stream_ids"] == [3, 2, 1, 0]
+    for param in params_of(saved):
+        assert torch.equal(loaded.keep_mask(param), saved.keep_mask(param))
+
+
 def test_steps_may_be_plain_numbers():
     """States of old versions of torch, which counted steps in ints, load too."""
     theirs, ours = make_adamw(), make_optimizer(drop_prob=0.0)

@@ -57,6 +57,21 @@ def test_it_is_clip_grad_norm_in_the_step(backend, device, max_norm):
         assert_same(snapshot(ours), snapshot(theirs))
 
 
+@pytest.mark.parametrize("size", [1e-7, 1e-8])
+def test_small_norms_are_clipped_as_torch_clips_them(backend, device, size):
+    """Beside a norm as small as what keeps its inverse finite, the factor is still torch's."""
+    ours = make_optimizer(backend, device, SMALL, eps=size, max_grad_norm=size)
+    theirs = make_optimizer(backend, device, SMALL, eps=size)
+    for optimizer in (ours, theirs):
+        set_grads(params_of(optimizer), 0)
+        for param in params_of(optimizer):
+            param.grad.mul_(size)
+    torch.nn.utils.clip_grad_norm_(params_of(theirs), size)
+    for optimizer in (ours, theirs):
+        optimizer.step()
+    assert_close(snapshot(ours), snapshot(theirs))
+
+
 def test_clipping_moves_otherwise(backend, device):
     """Control: with an eps that is felt, clipped steps are not the unclipped ones."""
     runs = []

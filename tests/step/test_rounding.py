@@ -53,6 +53,22 @@ def test_exact_and_endless_values_stay():
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0, equal_nan=True)
 
 
+def test_ties_go_to_even(backend, device):
+    """Without random bits a value in the middle between two numbers becomes the even one."""
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("stored by Triton's interpreter, which cuts off")
+    numbers = (1 + torch.arange(128) / 128).to(BF16)
+    param = torch.nn.Parameter(numbers.to(device))
+    optimizer = FusedGradDropAdamW(  # of which a first step is lr to the last bit
+        [param], lr=2.0**-8, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0, drop_prob=0.0,
+        backend=backend,
+    )  # fmt: skip
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    mantissas = ((param.detach().cpu().double() - 1) * 128)[2:]
+    assert mantissas.tolist() == [k - k % 2 for k in range(2, 128)]
+
+
 # Quiet and signalling ones of either sign, the least and the greatest payload: those that a carry
 # would turn into infinity, zero, or a number.
 NANS = (0x7F800001, 0x7F80FFFF, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFC00000, 0xFFFFFFFF)
