@@ -1,6 +1,8 @@
 """Laws of the evidence: pages say what the committed scores say, and no more."""
 
+import json
 import re
+import sys
 
 import pytest
 from helpers.root import ROOT
@@ -18,7 +20,12 @@ EVIDENCE = ROOT / "docs" / "evidence"
 def report(tmp_path_factory):
     """The report made anew: its blocks and its Markdown."""
     file = tmp_path_factory.mktemp("evidence") / "results.md"
-    blocks = write_report(EVIDENCE / "runs.jsonl", plan_file=EVIDENCE / "report.toml", output=file)
+    blocks = write_report(
+        EVIDENCE / "runs.jsonl",
+        sizes_file=EVIDENCE / "cc100.json",
+        plan_file=EVIDENCE / "report.toml",
+        output=file,
+    )
     return blocks, file.read_text(encoding="utf-8")
 
 
@@ -36,3 +43,13 @@ def test_the_verdict_is_that_of_the_scores(report, page):
     )
     assert quoted is not None
     assert " ".join(quoted[1].split()) == " ".join(verdict.split())
+
+
+def test_the_page_shows_the_alignment_that_was_found():
+    """The table is what the script makes of its lines."""
+    pytest.importorskip("transformers")
+    sys.path.insert(0, str(EVIDENCE))
+    from alignment import table
+
+    lines = [json.loads(line) for line in (EVIDENCE / "alignment.jsonl").read_text().splitlines()]
+    assert table(lines) in (ROOT / "docs/evidence.md").read_text("utf-8")
