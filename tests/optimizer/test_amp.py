@@ -1,5 +1,7 @@
 """Laws of mixed precision: torch's GradScaler around the step, without waiting for the device."""
 
+import copy
+
 import pytest
 import torch
 from helpers.small_runs import (
@@ -133,6 +135,35 @@ def test_an_executor_that_joins_begins_at_the_present_count():
     train(ours, range(2, 3))
     assert {int(counts[0]) for counts in ours._counters._on.values()} == {3}
     assert ours.draws == [3]
+
+
+LOOKS = {
+    "draws": lambda optimizer: optimizer.draws,
+    "keep_mask": lambda optimizer: [
+        bool(optimizer.keep_mask(p).all()) for p in params_of(optimizer)
+    ],
+    "dropped_params": lambda optimizer: [tuple(p.shape) for p in optimizer.dropped_params()],
+    "log_values": lambda optimizer: optimizer.log_values(wait=True)["kept_fraction"],
+    "state_dict": lambda optimizer: optimizer.state_dict()["param_groups"][0]["steps_finished"],
+    "deepcopy": lambda optimizer: copy.deepcopy(optimizer).draws,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_whoever_looks_waits_for_the_count(look):
+    """Of steps that the device alone has counted, each view knows all."""
+    shapes = tuple((n,) for n in range(1, 15))
+    knobs = {"shapes": shapes, "granularity": "tensor", "seed": 1}
+    seen = []
+    for n_steps in (2, 2, 0):
+        optimizer = make_optimizer(**knobs)
+        if not seen:
+            optimizer.found_inf = torch.zeros(1)
+        train(optimizer, n_steps)
+        if not seen:
+            assert optimizer.param_groups[0]["steps_finished"] < 2  # control: it is behind
+        seen.append(LOOKS[look](optimizer))
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_a_schedule_counts_steps_that_were_made(backend, device):

@@ -114,6 +114,14 @@ def test_what_is_dropped_as_a_whole_is_known_before_backward(granularity):
     assert fine.dropped_params() == [] and fine.dropped_layers() == []
 
 
+def test_dropped_layers_come_in_ascending_order():
+    """Whatever the order of the parameters."""
+    names = ("layer.2.w", "layer.10.w", "layer.0.w", "layer.10.b", "layer.1.w")
+    named = list(zip(names, make_params(((3,),) * 5), strict=True))
+    optimizer = FusedGradDropAdamW(named, granularity="layer", drop_prob=1.0)
+    assert optimizer.dropped_layers() == [0, 1, 2, 10]
+
+
 def test_layers_may_be_said_in_the_groups():
     """A group names its layer, or the layer of each parameter; else the names of parameters do."""
     ways = [

@@ -44,6 +44,13 @@ def test_the_fraction_kept_is_that_of_the_masks(granularity):
     assert (len(fractions) > 1) == (granularity in ("tensor", "layer"))
 
 
+def test_a_probability_that_rounds_to_nothing_keeps_all():
+    """Expected is what the masks do, whose probabilities are multiples of 1/65536."""
+    assert make("element").log_values()["kept_fraction"] < 1  # control
+    tiny = FusedGradDropAdamW(make_params(SHAPES), drop_prob=1e-6).log_values()
+    assert (tiny["drop_prob"], tiny["kept_fraction"]) == (pytest.approx(1e-6), 1)
+
+
 def test_nothing_is_read_unless_asked():
     """Numbers that a device holds stay tensors, and wholes are expected."""
     optimizer = make("layer", max_grad_norm=math.inf)

@@ -134,6 +134,25 @@ def test_the_bits_are_those_of_the_contract(backend, device):
     assert torch.equal(param.detach().cpu() == 1, bits >= 16384)
 
 
+@pytest.mark.parametrize("of", ["param", "grad", "both"])
+def test_any_layout_rounds_with_the_same_bits(backend, device, of):
+    """An entry's bits are those of its index, wherever in memory it lies."""
+    runs = []
+    for odd in ("", of):
+        (param,) = make_params([(9, 70)], BF16, device)
+        if odd in ("param", "both"):
+            param = torch.nn.Parameter(param.detach().t().contiguous().t())
+        optimizer = FusedGradDropAdamW([param], stochastic_rounding=True, backend=backend)
+        for step in range(2):
+            grad = torch.randn(9, 70, generator=torch.Generator().manual_seed(step))
+            param.grad = grad.to(device, BF16)
+            if odd in ("grad", "both"):
+                param.grad = param.grad.t().contiguous().t()
+            optimizer.step()
+        runs.append(snapshot(optimizer))
+    assert_same(*runs)
+
+
 def test_a_shard_rounds_as_the_whole(device, backend):
     """Row 3 on, stepped alone, is rounded as in the whole parameter."""
     import graddrop
