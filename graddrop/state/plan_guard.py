@@ -1,20 +1,19 @@
 """Whether the last step's plan can make the next step too.
 
 A plan holds addresses, shapes, strides and dtypes of parameters and state. If one of them has
-changed, the plan would read and write in the wrong place. This is looked at before every step and
-takes most of a step's time on the host, so tensors are compared a list at a time, by functions that
-loop in C.
+changed, the plan would read and write in the wrong place. This is looked at before every step, so
+tensors are compared a list at a time, by functions that loop in C.
 """
 
 from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter, le
+from operator import is_, itemgetter, not_
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..kernels.cpu.objects import Records
 from ..step.knobs import Knobs
 from ..step.sharding import are_plain, local_tensors
 from .checkpoint import STATE_KEYS
@@ -23,8 +22,6 @@ from .groups import Group
 State = Mapping[Tensor, dict[str, Any]]
 _STATE = itemgetter(*STATE_KEYS)
 _NAMES = itemgetter("stream_ids", "layers")
-_DTYPE, _LAYOUT = attrgetter("dtype"), attrgetter("layout")
-_SHAPE_AND_DTYPE, _SHAPE_AND_DEVICE = attrgetter("shape", "dtype"), attrgetter("shape", "device")
 
 
 class PlanGuard:
@@ -54,15 +51,16 @@ class PlanGuard:
         self._names = [tuple(map(copy, _NAMES(group))) for group in groups]
         self._knobs, self._structure = knobs, _structure(knobs)
         self._planned = [grad is not None for grad in grads]
+        self._unplanned = list(map(not_, self._planned))
         self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
         self._held = list(chain.from_iterable(map(_STATE, self._own)))
-        # torch refuses gradients of another shape or device, but not for tensor subclasses.
         self._plain = are_plain(params)
         self._all_plain = self._plain and are_plain(self._held)
-        self._places = self._find_places()
-        self._layouts = self._find_layouts(list(compress(grads, self._planned)))
+        self._places = Records(self._tensors())
+        # torch refuses gradients of another shape or device, but not for tensor subclasses.
+        self._layouts = Records([grad for grad in grads if grad is not None], may_move=True)
 
     def fits(
         self,
@@ -89,41 +87,22 @@ class PlanGuard:
                 and all(map(is_, held, self._held))
                 and list(map(_NAMES, groups)) == self._names
                 and (knobs is self._knobs or _structure(knobs) == self._structure)
-                and self._find_places() == self._places
-                and self._take(grads)
+                and self._places.hold(None if self._all_plain else self._tensors())
+                and self._takes(grads)
             )
         except KeyError:  # a part of the state is gone
             return False
 
-    def _find_places(self) -> tuple[list[Any], ...]:
-        params: Sequence[Tensor] = self._moving
-        held: Sequence[Tensor] = self._held
-        if not self._all_plain:
-            params, held = local_tensors(params), local_tensors(held)
-        tensors = [*params, *held]
-        return (
-            list(map(Tensor.data_ptr, tensors)),
-            list(map(_SHAPE_AND_DTYPE, tensors)),
-            list(map(Tensor.stride, tensors)),
-        )
+    def _tensors(self) -> Sequence[Tensor]:
+        """What the plan reads and writes beside gradients, as this process holds it."""
+        tensors = [*self._moving, *self._held]
+        return tensors if self._all_plain else local_tensors(tensors)
 
-    def _take(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether the plan takes these gradients."""
-        present = [grad is not None for grad in grads]
-        if not all(map(le, present, self._planned)):
+    def _takes(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether the plan takes these gradients, of which some may be missing."""
+        if any(grad is not None for grad in compress(grads, self._unplanned)):
             return False
-        among = list(compress(present, self._planned))
-        expected = self._layouts
-        if not all(among):
-            expected = tuple(list(compress(column, among)) for column in expected)
-        return self._find_layouts(list(compress(grads, present))) == expected
-
-    def _find_layouts(self, grads: Sequence[Any]) -> tuple[list[Any], ...]:
-        """What the tables and the choice of code depend on beside the parameters."""
-        if set(map(_LAYOUT, grads)) - {torch.strided}:
-            return ()  # only strided tensors have strides; no plan is made for others
-        columns = list(map(_DTYPE, grads)), list(map(Tensor.stride, grads))
-        return columns if self._plain else (*columns, list(map(_SHAPE_AND_DEVICE, grads)))
+        return self._layouts.hold(list(compress(grads, self._planned)))
 
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:

@@ -2,7 +2,7 @@
 //
 // A plain C interface without torch and without Python. The headers are one idea each: abi.h the
 // tables, philox.h the random bits, adamw.h the step, tensor.h one tensor's numbers, walk.h its
-// entries, norm.h the gradients' squares, isa.h the instruction sets.
+// entries, norm.h the gradients' squares, objects.h where tensors lie, isa.h the instruction sets.
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +16,7 @@
 #include "adamw.h"
 #include "isa.h"
 #include "norm.h"
+#include "objects.h"
 #include "tensor.h"
 #include "walk.h"
 
@@ -197,4 +198,68 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
         squares[t.index] = sum * factor * factor;
     }
     return 0;
+}
+
+// Writes the records of tensors. Returns 0, or -1 with Python's error set.
+EXPORT int graddrop_record(void* describe,        // Describe
+                           void* const* objects,  // [n], tensors
+                           int64_t n,             //
+                           int64_t width,         // of a record: EXTENTS + 2 * most dimensions
+                           int64_t* records       // [n, width], out
+) {
+    using namespace graddrop;
+    Described d;
+    for (int64_t i = 0; i < n; ++i) {
+        if (reinterpret_cast<Describe>(describe)(objects[i], &d)) return -1;
+        write_record(d, records + i * width);
+    }
+    return 0;
+}
+
+// Whether tensors are as recorded: 1 or 0, or -1 with Python's error set.
+EXPORT int graddrop_is_as_recorded(void* describe,         // as for graddrop_record, as what follows
+                                   void* const* objects,   // [n]
+                                   int64_t n,              //
+                                   int64_t width,          //
+                                   const int64_t* records,  // [n, width]
+                                   const void* none,       // the object that stands for no tensor
+                                   int may_move            // addresses may be others
+) {
+    using namespace graddrop;
+    Described d;
+    for (int64_t i = 0; i < n; ++i) {
+        if (objects[i] == none) continue;
+        if (reinterpret_cast<Describe>(describe)(objects[i], &d)) return -1;
+        if (!is_as_recorded(d, records + i * width, may_move)) return 0;
+    }
+    return 1;
+}
+
+// Brings a column of origins up to where tensors lie now. Returns 1 if one has moved, else 0; 2 if
+// the memory of one has been freed, which ends it there; -1 with Python's error set.
+EXPORT int graddrop_follow(void* describe,        // as for graddrop_is_as_recorded
+                           void* const* objects,  // [n]
+                           int64_t n,             //
+                           const void* none,      // an address of NO_GRAD is written for it
+                           int64_t* addresses,    // [n], where they lay; in and out
+                           const int64_t* before,  // [n], from there to their origins
+                           int64_t* column,       // [n] in steps of `stride`, out
+                           int64_t stride         //
+) {
+    using namespace graddrop;
+    Described d;
+    int moved = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t address = NO_GRAD;
+        if (objects[i] != none) {
+            if (reinterpret_cast<Describe>(describe)(objects[i], &d)) return -1;
+            if (!d.data && n_entries(d)) return 2;
+            address = int64_t(d.data);
+        }
+        if (address == addresses[i]) continue;
+        addresses[i] = address;
+        column[i * stride] = address == NO_GRAD ? NO_GRAD : address + before[i];
+        moved = 1;
+    }
+    return moved;
 }

@@ -30,10 +30,10 @@ class CpuExecutor:
             )
             for signature, rows in members.items()
         ]
-        base_addresses = torch.empty(len(slots), dtype=torch.int64, device="cpu")
-        for _, _, rows, tensor_table, _ in self._calls:
-            base_addresses[rows] = tensor_table[:, abi.GRAD]
-        self._grad_column = GradColumn(slots, base_addresses)
+        self._grad_columns = [
+            (rows, GradColumn([slots[row] for row in rows], call[3][:, abi.GRAD]))
+            for rows, call in zip(members.values(), self._calls, strict=True)
+        ]
         self._decisions = Decisions(slots, knobs, torch.device("cpu"))
         self._n_slots = len(slots)
         self._knobs: Sequence[Knobs] = ()
@@ -44,9 +44,9 @@ class CpuExecutor:
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
         self._counted = False
-        if (base_addresses := self._grad_column.moved(grads)) is not None:
-            for _, _, rows, tensor_table, _ in self._calls:
-                tensor_table[:, abi.GRAD] = base_addresses[rows]
+        for rows, column in self._grad_columns:
+            all_here = len(rows) == len(grads)
+            column.move(grads if all_here else [grads[row] for row in rows])
 
     def begin(
         self,

@@ -34,7 +34,8 @@ class TritonExecutor:
         launcher = triton_launcher()
         assert launcher is not None
         tensor_table, layout_table = tensor_tables(slots, knobs)
-        self._grad_column = GradColumn(slots, tensor_table[:, abi.GRAD])
+        self._base_addresses = tensor_table[:, abi.GRAD].clone()
+        self._grad_column = GradColumn(slots, self._base_addresses)
         self._decisions = Decisions(slots, knobs, device)
         self._launcher = launcher.TritonStep(
             tensor_table,
@@ -59,8 +60,8 @@ class TritonExecutor:
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """See :class:`Executor`."""
         self._counted = False
-        if (base_addresses := self._grad_column.moved(grads)) is not None:
-            self._launcher.set_grads(base_addresses)
+        if self._grad_column.move(grads):
+            self._launcher.set_grads(self._base_addresses)
 
     def begin(
         self,
