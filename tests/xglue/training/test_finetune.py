@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.root import ROOT
 
 pytest.importorskip("transformers", reason="needs the extra xglue")
 pytest.importorskip("datasets", reason="needs the extra xglue")
 
 from helpers.finetune_runs import config, trainer_of, write_data, write_sentences
-from helpers.xglue_files import write_archive
+from helpers.xglue_files import NO_REAL_DATA, REAL_DATA, write_archive
 
 from graddrop.cli import main
 from graddrop.xglue.data.layouts import DataError
@@ -22,8 +21,6 @@ from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
 from graddrop.xglue.training.run import FinetuneConfig, finetune
 from graddrop.xglue.training.run_folder import RunFolderError
-
-REAL_DATA = Path(os.environ.get("GRADDROP_DATA", ROOT.parent / "shared" / "data")) / "xglue"
 
 
 @pytest.fixture(scope="module")
@@ -356,9 +353,7 @@ def test_what_stops_a_run_early_leaves_no_folder(data: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(
-    not (REAL_DATA / "POS").is_dir(), reason=f"no XGLUE files at {REAL_DATA} (GRADDROP_DATA)"
-)
+@pytest.mark.skipif(not (REAL_DATA / "POS").is_dir(), reason=NO_REAL_DATA)
 def test_real_files_run_end_to_end(tmp_path: Path) -> None:
     """A few steps on treebank sentences give a score in every language whose file is there."""
     result = finetune(

@@ -1,6 +1,7 @@
 """Laws of the order of the training set: a function of seed and epoch, with little padding."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,16 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from helpers.finetune_runs import config, trainer_of, write_data
+from helpers.xglue_files import NO_REAL_DATA, REAL_DATA
 from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainerState
 
+from bench.padding import BATCH_SIZES, TASKS, lengths_of, padding
 from graddrop.xglue.training.arguments import OneDeviceArguments
 from graddrop.xglue.training.callbacks import NewOrderEachEpoch
 from graddrop.xglue.training.order import POOL, LengthSampler, order_of_epoch
+
+MODEL = os.environ.get("GRADDROP_MODEL")
 
 # Sentences as treebanks have them: many short ones, few long ones.
 LENGTHS = np.random.default_rng(0).lognormal(3, 0.8, 3001).astype(int).clip(3, 128).tolist()
@@ -29,14 +34,6 @@ LENGTHS = np.random.default_rng(0).lognormal(3, 0.8, 3001).astype(int).clip(3, 1
 def cut(order: Sequence[int], size: int) -> list[list[int]]:
     """An order in batches."""
     return [list(order[at : at + size]) for at in range(0, len(order), size)]
-
-
-def padding(order: Sequence[int], size: int) -> float:
-    """Positions computed over sub-words read, of examples with `LENGTHS`."""
-    computed = sum(
-        max(LENGTHS[index] for index in batch) * len(batch) for batch in cut(order, size)
-    )
-    return computed / sum(LENGTHS[index] for index in order)
 
 
 def test_neighbouring_seeds_share_no_orders(tmp_path: Path) -> None:
@@ -69,8 +66,19 @@ def test_an_epoch_reads_every_example_once(n: int, size: int) -> None:
 def test_training_pads_little(size: int) -> None:
     """At most 1.15 positions for a sub-word, where batches drawn at random take twice as many."""
     for seed, epoch in itertools.product(range(3), range(2)):
-        assert padding(list(order_of_epoch(LENGTHS, size, seed, epoch)), size) < 1.15
-    assert padding(range(len(LENGTHS)), size) > 2
+        assert padding(LENGTHS, list(order_of_epoch(LENGTHS, size, seed, epoch)), size) < 1.15
+    assert padding(LENGTHS, range(len(LENGTHS)), size) > 2
+
+
+@pytest.mark.skipif(not (REAL_DATA / "POS").is_dir(), reason=NO_REAL_DATA)
+@pytest.mark.skipif(MODEL is None, reason="no tokenizer of real text (set GRADDROP_MODEL)")
+@pytest.mark.parametrize("task", TASKS)
+def test_training_on_real_data_pads_little(task: str) -> None:
+    """As the made-up lengths, in the tasks of which files are at hand."""
+    lengths = lengths_of(task, str(MODEL), str(REAL_DATA))
+    for size in BATCH_SIZES:
+        assert padding(lengths, list(order_of_epoch(lengths, size, 0, 0)), size) <= 1.15
+        assert padding(lengths, range(len(lengths)), size) > 1.15  # negative control
 
 
 def test_orders_are_functions_of_seed_and_epoch() -> None:
