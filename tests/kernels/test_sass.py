@@ -20,7 +20,7 @@ def sass():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     run = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "bench" / "sass.py"), "--json"],
+        [sys.executable, "-W", "error", "-m", "bench.sass", "--json"],
         env=environment,
         capture_output=True,
         text=True,
