@@ -62,6 +62,7 @@ CASES = {
     ),
     "391 tensors of 4 entries": Case(391, 4),
     "391 tensors of 4 entries, some without gradients": Case(391, 4, absent=True),
+    "10 tensors of 4 entries": Case(10, 4),
     "one tensor of 4 entries": Case(1, 4),
 }
 ROUNDS = 15

@@ -28,9 +28,9 @@ from graddrop.mask import Shard
 from graddrop.step.slot import Slot
 
 MEASURED_ON = {
-    "cpu": ("50m", "xlmr-base", "10k"),
+    "cpu": ("50m", "xlmr-base", "lora", "10k"),
     # What is short, or means most, comes first: the time may not suffice for all.
-    "cuda": ("50m", "xlmr-large", "huge", "llama-1b", "xlmr-base", "10k"),
+    "cuda": ("50m", "xlmr-large", "huge", "llama-1b", "xlmr-base", "lora", "10k"),
 }
 WINDOW = 4099  # entries of a tensor that the reference judges
 COUNTED = 1000  # tensors of which a CPU's allocations are counted

@@ -63,6 +63,14 @@ def _llama(
     yield (hidden,)
 
 
+def _lora(rank: int, hidden: int, layers: int, intermediate: int) -> Iterator[Shape]:
+    """Shapes of peft's LoRA on all linear maps of XLM-R's layers (a test holds them against it)."""
+    square = (hidden, hidden)
+    for _ in range(layers):
+        for n_out, n_in in (*[square] * 4, (intermediate, hidden), (hidden, intermediate)):
+            yield from ((rank, n_in), (n_out, rank))
+
+
 def _small_tensors() -> Iterator[Shape]:
     sizes = random.Random(0)
     for _ in range(10_000):
@@ -73,6 +81,7 @@ WORKLOADS = {
     "50m": Workload("one tensor of 50 M", ((50_000_000,),)),
     "xlmr-base": Workload("XLM-R Base", tuple(_xlm_roberta(768, 12, 3072))),
     "xlmr-large": Workload("XLM-R Large", tuple(_xlm_roberta(1024, 24, 4096))),
+    "lora": Workload("LoRA of rank 64 on XLM-R Large", tuple(_lora(64, 1024, 24, 4096))),
     "llama-1b": Workload(
         "shapes of Llama 3.2 1B", tuple(_llama(2048, 16, 8192, key_value=512, vocabulary=128256))
     ),

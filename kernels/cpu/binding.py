@@ -17,6 +17,13 @@ LIBRARY = Path(__file__).with_name("graddrop_cpu.so")
 ISAS = ("baseline", "avx2", "avx512")  # the order of `enum Isa`
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the order of `enum Dtype`
 _BFLOAT16_STOCHASTIC = 2
+_FUNCTIONS = (  # that a library of this version has
+    "graddrop_step",
+    "graddrop_grad_squares",
+    "graddrop_record",
+    "graddrop_is_as_recorded",
+    "graddrop_follow",
+)
 _HOW_TO_BUILD = (
     "build it with `make ext` in a checkout, or reinstall graddrop with a C++17 compiler"
 )
@@ -64,6 +71,8 @@ def load() -> Library:
         handle = ctypes.CDLL(str(LIBRARY))
         columns = (ctypes.c_int64 * 3)()
         handle.graddrop_abi(columns)
+        for name in _FUNCTIONS:
+            getattr(handle, name)
     except (OSError, AttributeError) as error:
         raise RuntimeError(
             f"The CPU kernel {LIBRARY} cannot be loaded ({error}): {_HOW_TO_BUILD}"

@@ -56,6 +56,25 @@ def test_llama_has_the_shapes_of_the_model():
     assert WORKLOADS["llama-1b"].n_elements == 1_235_814_400
 
 
+def test_lora_has_the_shapes_of_the_adapters():
+    """As peft makes them, on the maps of XLM-R Large's layers."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    config = transformers.XLMRobertaConfig(
+        vocab_size=32,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    )
+    with torch.device("meta"):
+        model = transformers.XLMRobertaModel(config, add_pooling_layer=False)
+        maps = peft.LoraConfig(r=64, target_modules=["query", "key", "value", "dense"])
+        model = peft.inject_adapter_in_model(maps, model)
+    shapes = tuple(tuple(p.shape) for name, p in model.named_parameters() if "lora_" in name)
+    assert shapes == WORKLOADS["lora"].shapes
+
+
 def test_every_workload_is_larger_than_a_cache():
     """Each step finds its operands in memory: 16 bytes an element, against hundreds of MB."""
     for workload in WORKLOADS.values():

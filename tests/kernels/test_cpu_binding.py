@@ -111,6 +111,14 @@ def test_a_stale_library_is_refused(monkeypatch):
         binding.load()
 
 
+def test_a_library_without_a_function_is_refused(monkeypatch):
+    """One that was built before it: the message names what is missing."""
+    monkeypatch.setattr(binding, "_FUNCTIONS", (*binding._FUNCTIONS, "graddrop_of_tomorrow"))
+    binding.load.cache_clear()
+    with pytest.raises(RuntimeError, match="graddrop_of_tomorrow.*make ext"):
+        binding.load()
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     """The message names what this machine runs."""
     monkeypatch.setenv("GRADDROP_CPU_ISA", "avx1024")
