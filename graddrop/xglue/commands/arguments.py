@@ -162,9 +162,9 @@ def demo(parser: argparse.ArgumentParser) -> None:
 def report(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `graddrop report`."""
     parser.add_argument(
-        "source",
+        "place",
         type=Path,
-        metavar="SOURCE",
+        metavar="RUNS",
         help="folder with runs, at any depth, or a file of scores as graddrop sweep keeps it",
     )
     parser.add_argument(

@@ -10,10 +10,10 @@ from graddrop.xglue.report.write import Files, write_report
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its first table and its verdict."""
-    blocks = write_report(args.source, args.text_sizes, args.data, args.plan, args.output)
+    blocks = write_report(args.place, args.text_sizes, args.data, args.plan, args.output)
     print(render_table(find_table(blocks, XGLUE_TABLE)))
     verdict = next(block for block in blocks if isinstance(block, Paragraph))
     print(f"\n{verdict.text}\n")
-    files = Files.of(args.source, args.output)
+    files = Files.of(args.place, args.output)
     print("\n".join(str(file) for file in (files.markdown, files.webpage) if file))
     return 0

@@ -124,8 +124,8 @@ def pick(rng: Random, group: str) -> Word:
 
 def topical(rng: Random, upos: str, topic: str, inflection: str = "") -> Word:
     """A noun, verb or adjective, most often (`TOPIC_FIDELITY`) of the given topic."""
-    source = topic if rng.random() < TOPIC_FIDELITY else rng.choice(TOPICS)
-    return Word(rng.choice(CONCEPTS[f"{upos}.{source}"]), upos, inflection)
+    chosen = topic if rng.random() < TOPIC_FIDELITY else rng.choice(TOPICS)
+    return Word(rng.choice(CONCEPTS[f"{upos}.{chosen}"]), upos, inflection)
 
 
 def name(rng: Random, entity: str) -> Phrase:

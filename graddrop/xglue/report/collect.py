@@ -195,11 +195,11 @@ class Experiment:
         return [code for code in order if code in scored] + sorted(scored - set(order))
 
 
-def collect(source: Path, where: Mapping[str, Any] | None = None) -> Experiment:
+def collect(place: Path, where: Mapping[str, Any] | None = None) -> Experiment:
     """Read every run below a folder, or in a file of scores.
 
     Args:
-        source: A folder with run folders at any depth, or a file of JSON lines (see
+        place: A folder with run folders at any depth, or a file of JSON lines (see
             `graddrop.xglue.training.score_file.ScoreFile`).
         where: Settings by name: runs that have others are passed over.
 
@@ -213,24 +213,24 @@ def collect(source: Path, where: Mapping[str, Any] | None = None) -> Experiment:
     results: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     unfinished: tuple[str, ...] = ()
-    if source.is_file():
-        for number, row in enumerate(ScoreFile(source).rows, 1):
-            name = f"{source.name}:{number}"
+    if place.is_file():
+        for number, row in enumerate(ScoreFile(place).rows, 1):
+            name = f"{place.name}:{number}"
             results[name] = _checked(Path(name), result_of(row))
-    elif source.is_dir():
-        for path in sorted(source.rglob(RESULT_FILE)):
-            results[_name(path, source)] = _checked(path, read_json(path))
-        failed, unfinished = _not_finished(source, results)
+    elif place.is_dir():
+        for path in sorted(place.rglob(RESULT_FILE)):
+            results[_name(path, place)] = _checked(path, read_json(path))
+        failed, unfinished = _not_finished(place, results)
     else:
         raise ReportError(
-            f"{source}: expected a folder of runs or a file of scores, found none; check the path"
+            f"{place}: expected a folder of runs or a file of scores, found none; check the path"
         )
     results = {name: result for name, result in results.items() if _has(result["config"], where)}
     if not results:
         begun = failed or unfinished
         found = f"{len(failed)} failed, {len(unfinished)} unfinished" if begun else "none"
         raise ReportError(
-            f"{source}: expected finished runs ({RESULT_FILE}), found {found}; "
+            f"{place}: expected finished runs ({RESULT_FILE}), found {found}; "
             "finish a run, or name the folder above your runs"
         )
     _refuse_mixture(results, "data", lambda result: result["data"])

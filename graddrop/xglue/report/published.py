@@ -27,7 +27,7 @@ class Published:
         return self.mean if task is None else self.scores[task]
 
 
-SOURCE = "the XGLUE leaderboard"
+ORIGIN = "the XGLUE leaderboard"
 
 _TASKS = ("ner", "pos", "nc", "mlqa", "xnli", "paws-x", "qadsm", "wpr", "qam")
 

@@ -43,12 +43,12 @@ class TextSizes:
     Args:
         by_language: Positive numbers.
         unit: Of the numbers.
-        source: Where they come from, as a part of a sentence.
+        origin: Where they come from, as a part of a sentence.
     """
 
     by_language: Mapping[str, float]
     unit: str
-    source: str
+    origin: str
 
 
 def text_sizes(model: str, folder: Path, file: Path | None = None) -> TextSizes | None:
@@ -75,11 +75,11 @@ def text_sizes(model: str, folder: Path, file: Path | None = None) -> TextSizes 
     for place in (Path(), *folder.absolute().parents):
         record = place / model / RESULT_FILE
         if record.is_file():
-            source = "the record that graddrop pretrain wrote beside the model"
-            return TextSizes(_checked(record, _bytes(read_json(record))), "bytes", source)
+            origin = "the record that graddrop pretrain wrote beside the model"
+            return TextSizes(_checked(record, _bytes(read_json(record))), "bytes", origin)
     if _XLMR.search(model):
-        source = "the CC-100 table of the XLM-R paper (Conneau et al. 2020, arXiv 1911.02116)"
-        return TextSizes(CC100_GIB, "GiB", source)
+        origin = "the CC-100 table of the XLM-R paper (Conneau et al. 2020, arXiv 1911.02116)"
+        return TextSizes(CC100_GIB, "GiB", origin)
     return None
 
 

@@ -59,22 +59,22 @@ class Files:
     pictures: Path
 
     @staticmethod
-    def of(source: Path, output: Path | None) -> "Files":
+    def of(place: Path, output: Path | None) -> "Files":
         """Name the files of a report.
 
         Args:
-            source: Folder of runs, or file of scores.
+            place: Folder of runs, or file of scores.
             output: File in Markdown that is asked for; None stands for `report.md` in the folder,
                 or beside the file, with a web page.
         """
         if output is None:
-            folder = source if source.is_dir() else source.parent
+            folder = place if place.is_dir() else place.parent
             return Files(folder / MARKDOWN_FILE, folder / WEBPAGE_FILE, folder / PICTURES_FOLDER)
         return Files(output, None, output.with_name(f"{output.stem}-figures"))
 
 
 def write_report(
-    source: Path,
+    place: Path,
     sizes_file: Path | None = None,
     data: str | None = None,
     plan_file: Path | None = None,
@@ -85,7 +85,7 @@ def write_report(
     Equal runs give equal bytes.
 
     Args:
-        source: Folder with the runs, at any depth, or a file of scores.
+        place: Folder with the runs, at any depth, or a file of scores.
         sizes_file: JSON with the sizes of the pretraining texts, see `textsizes.text_sizes`.
         data: The data of the runs, see `graddrop.xglue.data.sources.open_source`, to show beside
             their scores that of the most frequent label.
@@ -101,9 +101,9 @@ def write_report(
         DataError: If the data are missing or malformed.
         OSError: If a file cannot be read or written; each file is whole or as it was before.
     """
-    files = Files.of(source, output)
+    files = Files.of(place, output)
     plan = read_analysis_plan(plan_file) if plan_file else AnalysisPlan()
-    everything = collect(source, plan.where)
+    everything = collect(place, plan.where)
     rates = choose_rates(everything, plan.select)
     experiment = at_chosen_rates(everything, rates)
     sizes = text_sizes(experiment.model, files.markdown.parent, sizes_file)

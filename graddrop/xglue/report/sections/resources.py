@@ -127,7 +127,7 @@ def _notes(experiment: Experiment, entries: Sequence[Gains], sizes: TextSizes) -
         "Gains are means over pairs of runs with the same seed, then over the tasks that have the "
         "language."
     )
-    yield f"Sizes of pretraining text ({sizes.unit}): from {sizes.source}."
+    yield f"Sizes of pretraining text ({sizes.unit}): from {sizes.origin}."
     unknown = {c for entry in entries for c in entry.by_language} - sizes.by_language.keys()
     if unknown:
         yield f"Without a known size, and so without a point: {', '.join(sorted(unknown))}."

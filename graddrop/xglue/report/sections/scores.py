@@ -6,7 +6,7 @@ from graddrop.xglue.report import format
 from graddrop.xglue.report.collect import Experiment
 from graddrop.xglue.report.comparison import ALL_TASKS, rows_of, scores_by_seed
 from graddrop.xglue.report.document import Block, Heading, Items, Table
-from graddrop.xglue.report.published import PUBLISHED, SOURCE
+from graddrop.xglue.report.published import ORIGIN, PUBLISHED
 from graddrop.xglue.report.sections.differences import task_name
 from graddrop.xglue.report.statistics import estimate
 from graddrop.xglue.tasks import TASKS
@@ -71,6 +71,6 @@ def _published_notes() -> Iterator[str]:
     for entry in PUBLISHED:
         yield (
             f"Published, {entry.name}: {entry.parameters} parameters, {entry.remark} "
-            f"(source: {SOURCE}). Another model, not a run of ours; for orientation only."
+            f"(from {ORIGIN}). Another model, not a run of ours; for orientation only."
         )
     yield "The numbers of the GradDrop paper are not known to us; none of these columns is theirs."
