@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         or `NOBODY_READS`, with a line that says how to go on.
     """
     arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    parsed = _parser(arguments).parse_args(arguments)
+    parsed = _parser(arguments).parse_args(arguments or ["--help"])
     command = next(row for row in COMMANDS if row.name == parsed.command)
     status = 2
     try:
@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status, message = NOBODY_READS, f"nobody reads the output; {command.again}"
     except (ValueError, OSError) as error:
-        message = f"error: {printable(str(error))}"
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}; check the path and its permissions"
+        message = f"error: {printable(text)}"
     print(f"graddrop {command.name}: {message}", file=sys.stderr)
     return status
 

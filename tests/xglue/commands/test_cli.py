@@ -208,6 +208,21 @@ def test_an_error_of_the_users_is_one_line_and_status_2(
     assert capsys.readouterr().err.startswith("graddrop finetune: error: nowhere: no such folder")
 
 
+def test_a_path_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the system's reason and what to do, not the number of an error."""
+    assert main(["sweep", f"{tmp_path}/plan.toml"]) == 2
+    reason = f"{tmp_path}/plan.toml: No such file or directory; check the path"
+    assert capsys.readouterr().err.startswith(f"graddrop sweep: error: {reason}")
+
+
+def test_a_name_alone_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever types `graddrop` wants to know what there is."""
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    assert "Stochastic gradient masking" in capsys.readouterr().out
+
+
 def test_a_missing_library_is_one_line_that_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
