@@ -1,6 +1,6 @@
-"""Steps of the Triton kernels alone, and masks that can be read off what they did."""
+"""Steps of kernels alone: judged, and masks that can be read off what they did."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor
 from graddrop.step.backends import make_executor
 from graddrop.step.knobs import Knobs
 from graddrop.step.slot import Slot
-from graddrop.testing import make_knobs
+from graddrop.testing import Tolerance, exact_step, excess_error, make_knobs, values_of
+
+Step = Callable[[Sequence[Slot], Sequence[Knobs], tuple[int, int]], list[int]]
 
 
 def step(slots: Sequence[Slot], knobs: Sequence[Knobs], steps_finished: int = 0) -> None:
-    """One step of tensors on the CPU.
+    """One step of tensors on the CPU, of the Triton kernels.
 
     Args:
         slots: the tensors.
@@ -24,6 +26,41 @@ def step(slots: Sequence[Slot], knobs: Sequence[Knobs], steps_finished: int = 0)
     executor = make_executor("triton", slots, knobs, torch.device("cpu"))
     executor.begin(knobs, counters, None, None)
     executor.step(None)
+
+
+def judge_step(
+    make_step: Step,
+    tolerance: Tolerance,
+    slots: Sequence[Slot],
+    knobs: Sequence[Knobs],
+    counters: tuple[int, int] = (0, 0),
+) -> None:
+    """Make a step of slots and hold each against the reference's, their step counters too.
+
+    Args:
+        make_step: makes it, and returns the counters afterwards.
+        tolerance: of values.
+        slots: the tensors.
+        knobs: one per group.
+        counters: optimizer steps finished, masks begun by hand.
+    """
+    befores = [values_of(slot) for slot in slots]
+    steps_finished, masks_begun = counters
+    exact = [
+        exact_step(slot, knobs[slot.group], steps_finished=steps_finished, masks_begun=masks_begun)
+        for slot in slots
+    ]
+    steps = [slot.step.item() for slot in slots]
+    assert make_step(slots, knobs, counters) == [steps_finished + 1, masks_begun]
+    worst = [
+        excess_error(before, slot, ideal, knobs[slot.group], tolerance)
+        for before, slot, ideal in zip(befores, slots, exact, strict=True)
+    ]
+    assert max(worst) <= 1, worst
+    for slot, n_before in zip(slots, steps, strict=True):
+        group = knobs[slot.group]
+        kept = group.keep_wholes([slot.stream_id], [slot.layer], group.draw(*counters))[0]
+        assert slot.step.item() == n_before + (kept or group.site != "freeze")
 
 
 def halving(**changes: object) -> Knobs:

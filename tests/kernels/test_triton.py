@@ -6,9 +6,11 @@ one does not. Numbers are compared as updates, against the step in float64.
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from helpers.kernel_steps import judge_step
 
 from graddrop import testing
 from graddrop.mask import Shard, keep_mask
@@ -55,26 +57,7 @@ def _entries_of(shapes, dtypes=DTYPES["fp32"], **options):
     ]
 
 
-def assert_step_is_the_reference(slots, knobs, counters=(0, 0)):
-    """Step the entries, judge each one; ``knobs`` one per group."""
-    befores = [testing.values_of(slot) for slot in slots]
-    exact = [
-        testing.exact_step(
-            slot, knobs[slot.group], steps_finished=counters[0], masks_begun=counters[1]
-        )
-        for slot in slots
-    ]
-    steps = [slot.step.item() for slot in slots]
-    assert step(slots, knobs, counters) == [counters[0] + 1, counters[1]]
-    worst = [
-        testing.excess_error(before, slot, ideal, knobs[slot.group], TOLERANCE)
-        for before, slot, ideal in zip(befores, slots, exact, strict=True)
-    ]
-    assert max(worst) <= 1, worst
-    for slot, n_before in zip(slots, steps, strict=True):
-        group = knobs[slot.group]
-        kept = group.keep_wholes([slot.stream_id], [slot.layer], group.draw(*counters))[0]
-        assert slot.step.item() == n_before + (kept or group.site != "freeze")
+assert_step_is_the_reference = partial(judge_step, step, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
