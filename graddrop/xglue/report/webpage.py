@@ -41,7 +41,8 @@ h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 p, li { max-width: 46rem; }
 a { color: var(--link); }
-nav ul { padding-left: 1.2rem; }
+h1 + p { font-size: 1.15rem; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0;
@@ -74,7 +75,9 @@ figcaption { font-size: .9rem; max-width: 46rem; }
 
 
 def render_webpage(blocks: Sequence[Block]) -> str:
-    """Write a document; its first block is its title.
+    """Write a document; its first block is its title, its second what it found.
+
+    The contents come after both.
 
     Args:
         blocks: The document.
@@ -83,10 +86,10 @@ def render_webpage(blocks: Sequence[Block]) -> str:
     sections = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
     places = {id(section): f"section-{number}" for number, section in enumerate(sections, 1)}
     parts = []
-    for block in blocks:
-        parts.append(_render(block, places.get(id(block))))
-        if block is blocks[0] and sections:
+    for number, block in enumerate(blocks):
+        if sections and number == min(2, blocks.index(sections[0])):
             parts.append(_contents(sections))
+        parts.append(_render(block, places.get(id(block))))
     return _HEAD.format(title=escape(title), style=_STYLE) + "".join(parts) + _FOOT
 
 

@@ -264,6 +264,16 @@ def test_rendering_escapes_every_kind_of_text() -> None:
     assert markdown.count(r"\<b\>\|\_") == 6
 
 
+def test_what_was_found_comes_before_the_contents() -> None:
+    """On the page, too; a document of sections alone has its contents first."""
+    blocks = [Heading("Title", 1), Paragraph("Verdict"), Paragraph("More"), Heading("One")]
+    html = render_webpage(blocks)
+    order = [html.index(text) for text in ("<h1>", "Verdict", "<nav", "More", "<h2")]
+    assert order == sorted(order) and html.count("<nav") == 1
+    short = render_webpage([blocks[0], blocks[3]])
+    assert short.index("<nav") < short.index("<h2") and short.count("<nav") == 1
+
+
 def test_a_table_reads_as_plain_text() -> None:
     """Names to the left, numbers to the right, wide characters counted as two columns."""
     shown = render_table(Table("t", "", ["a", "b", "c"], [["中文", "x", "1.0"]], names=2))
