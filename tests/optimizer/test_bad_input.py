@@ -280,6 +280,10 @@ def test_neighbours_in_memory_are_welcome():
     ]
     check_disjoint(params, [whole[4:, 1::2], torch.zeros(0)])
     FusedGradDropAdamW(params)
+    flat = torch.zeros(30)  # one ends where the next begins, in whatever order they come
+    params = [Parameter(flat[first:last]) for first, last in ((10, 20), (0, 10), (20, 29))]
+    check_disjoint(params, [flat[29:]])
+    FusedGradDropAdamW(params)
 
 
 GROUPS = [

@@ -44,6 +44,13 @@ def test_the_fraction_kept_is_that_of_the_masks(granularity):
     assert (len(fractions) > 1) == (granularity in ("tensor", "layer"))
 
 
+def test_probabilities_are_weighed_by_entries():
+    """Not by groups, nor by tensors."""
+    params = make_params(((300,), (60,), (40,)))
+    groups = [{"params": params[:1], "drop_prob": 0.2}, {"params": params[1:], "drop_prob": 0.6}]
+    assert FusedGradDropAdamW(groups).log_values()["drop_prob"] == pytest.approx(0.3)
+
+
 def test_a_probability_that_rounds_to_nothing_keeps_all():
     """Expected is what the masks do, whose probabilities are multiples of 1/65536."""
     assert make("element").log_values()["kept_fraction"] < 1  # control

@@ -115,6 +115,14 @@ def test_ties_go_to_the_lower_number(monkeypatch):
     assert kept("exact", 0) == [4, 5, 6]
 
 
+def test_the_low_word_decides_between_equal_high_ones(monkeypatch):
+    """64 bits make the order: word 1 above word 0, both without a sign."""
+    low = torch.tensor([5, 1, 1 << 31, 0, (1 << 32) - 1, 3, 2])
+    high = torch.tensor([7, 7, 7, 7, 7, 7, 1 << 31])
+    monkeypatch.setattr("graddrop.mask.philox4x32", lambda counter, seed: (low, high, low, low))
+    assert kept("exact", 0) == [2, 4, 6]  # after 3, 1, 5 and 0
+
+
 @pytest.mark.parametrize(
     ("n", "drop_prob", "expected"),
     [

@@ -278,6 +278,20 @@ def test_gradients_may_be_zeroed_within_the_block():
     assert_same(*runs)
 
 
+def test_what_is_zeroed_within_the_block_is_not_begun_anew():
+    """The gradients that come after are of the block's mask: no other may be stepped with them."""
+    model, optimizer = make_net(period="epoch", seed=SEEDS_APART[0])
+    optimizer.new_mask(0)
+    with optimizer.skip_dropped():
+        optimizer.zero_grad()
+        model(batch(0)).backward()
+    optimizer.new_mask()
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="expected the mask whose gradients"):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+
+
 def test_a_step_within_the_block_is_refused():
     """The block's mask would be that of the next step, too."""
     model, optimizer = make_net()

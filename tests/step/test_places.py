@@ -24,6 +24,7 @@ def test_rows_that_do_not_divide_are_found(shards, parts):
                 rows = own[shard].tolist() if shard < len(own) else []
                 assert list(range(offset[0], offset[0] + size[0])) == rows
                 assert (offset[1], size[1]) == (0, 3)
+                assert size[0] == len(rows) and offset[0] <= n_rows  # of what is empty, too
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 6, 7, 11, 12, 13, 24, 59])

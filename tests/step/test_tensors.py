@@ -129,6 +129,22 @@ def test_memory_may_be_swapped_between_steps(backend, device):
         assert torch.equal(memory, values)
 
 
+def test_gradients_may_come_back_to_where_they_lay(backend, device):
+    """To the place of the first step, of the last, or of one between; each is read where it is."""
+    runs = []
+    for n_places in (3, 1):
+        (param,) = make_params(((5, 7),), device=device)
+        optimizer = make_optimizer([param], backend)
+        places = [torch.zeros_like(param) for _ in range(n_places)]
+        for step, place in enumerate((0, 1, 0, 0, 2, 1, 0)):
+            for number, memory in enumerate(places):  # what lies elsewhere is of no use
+                memory.copy_(make_grad(param, number, step) * 1e6)
+            param.grad = places[place % n_places].copy_(make_grad(param, 0, step))
+            optimizer.step()
+        runs.append(snapshot(optimizer))
+    assert_same(*runs)
+
+
 def test_state_may_be_exchanged_between_steps(backend, device):
     """Another state object is the state from then on; a state that is gone begins anew."""
     params = make_params(((5, 7),), device=device)
@@ -263,7 +279,9 @@ def test_a_gradient_may_change_its_layout_or_dtype():
     (twin,) = make_params(((6, 6),), BF16)
     twin.grad_dtype = None
     optimizers = make_optimizer([param], "auto"), make_optimizer([twin], "reference")
-    forms = [torch.clone, transposed, lambda g: g.float(), lambda g: transposed(g.float())]
+    # One after the other the dtype, the strides, the dtype, the strides and both become others.
+    forms = [torch.clone, lambda g: g.float(), lambda g: transposed(g.float()), transposed]
+    forms += [torch.clone, lambda g: transposed(g.float())]
     for step, form in enumerate(forms):
         param.grad = form(make_grad(param, 0, step))
         twin.grad = make_grad(twin, 0, step).to(param.grad.dtype)
