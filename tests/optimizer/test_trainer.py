@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from graddrop import FusedGradDropAdamW, trainer_kwargs  # noqa: E402
-from graddrop.exemptions import head_of, set_head  # noqa: E402
+from graddrop.exemptions import exempt_names, head_of, set_head  # noqa: E402
 from graddrop.trainer import SkipDroppedMixin  # noqa: E402
 
 SIZES = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
@@ -112,6 +112,29 @@ def test_exempt_parameters_are_never_masked(tmp_path):
         for param in group["params"]:
             (same,) = (g for g in plain.param_groups if any(param is p for p in g["params"]))
             assert group["weight_decay"] == same["weight_decay"]
+
+
+def test_kinds_are_told_by_class_and_by_the_end_of_a_name():
+    """Not by any other part of a name; a tied parameter is its first owner's."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(5, 3)
+            self.ln = torch.nn.LayerNorm(3)
+            self.normalizer = torch.nn.Linear(3, 5)
+            self.normalizer.weight = self.words.weight
+            self.bias_scale = torch.nn.Parameter(torch.ones(3))
+            self.still = torch.nn.LayerNorm(3).requires_grad_(False)
+
+    expected = {
+        "embeddings": {"words.weight"},
+        "norms": {"ln.weight", "ln.bias"},
+        "biases": {"ln.bias", "normalizer.bias"},
+    }
+    for kind, names in expected.items():
+        assert exempt_names(Model(), [kind]) == names
+    assert exempt_names(Model(), expected) == set().union(*expected.values())
 
 
 def test_the_head_is_what_lies_outside_the_base_model():
