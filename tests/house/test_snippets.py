@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.finetune_runs import write_data
 from helpers.root import ROOT
 
 from graddrop import cli
@@ -42,6 +41,8 @@ def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What pages take for granted: a model of two layers, its data, the Trainer, a folder DATA."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from helpers.finetune_runs import write_data
+
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "DATA")
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
