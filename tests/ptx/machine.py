@@ -295,6 +295,10 @@ def _matches(program: Program, register: str, kind: str) -> None:
 def _reader(program: Program, operand: str, kind: str) -> Reader:
     """Read a register, a special register, a symbol or a constant as a type."""
     dtype = numpy_type(kind)
+    if operand in program.registers and BITS[kind] == 8:  # the low bits of a wider register
+        return lambda machine, lanes: (
+            machine.registers[operand][lanes].astype(UNSIGNED[8]).view(dtype)
+        )
     if operand in program.registers:
         _matches(program, operand, kind)
 
@@ -383,8 +387,9 @@ def _ld(program: Program, instruction: Instruction) -> Step:
     name, offset = _address(program, place)
     space, bits, n = _access(instruction.opcode)
     targets = _registers_of(target)
-    for register in targets:
-        _matches(program, register, f"b{bits}")
+    widths = [BITS[program.registers[register]] for register in targets]
+    if min(widths) < bits:  # wider ones get zeros above
+        raise TypeError(f"{target} is too narrow for {bits} bits")
     if len(targets) != n:
         raise ValueError(target)
     if space == "param":
@@ -403,8 +408,8 @@ def _ld(program: Program, instruction: Instruction) -> Step:
         address = _spread(read(machine, lanes), threads) + offset
         with _Said(machine, instruction):
             values = load_from(machine, address, threads)
-        for register, value in zip(targets, values, strict=True):
-            machine.write(register, lanes, value)
+        for register, value, width in zip(targets, values, widths, strict=True):
+            machine.write(register, lanes, value.astype(UNSIGNED[width], copy=False))
 
     if space == "global":
         load_from = lambda m, address, threads: m.memory.load(address, bits, n, threads)  # noqa: E731

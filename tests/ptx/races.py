@@ -11,7 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-GRANULE = 2  # bytes: the smallest access
+GRANULE = 2  # bytes: the smallest access to global memory that is written; in shared memory, 1
 _THREAD = 0xFFFFFFFF  # low half of an entry: thread + 1; 0: none
 _SEVERAL = _THREAD  # more than one thread has read it
 
@@ -73,7 +73,8 @@ class Accesses:
     """
 
     def __init__(self, n_bytes: int, order: Order, shared: bool) -> None:
-        n_granules = -(-n_bytes // GRANULE)
+        self._granule = 1 if shared else GRANULE
+        n_granules = -(-n_bytes // self._granule)
         # time << 32 | thread + 1, zero pages until they are touched
         self._writers = np.zeros(n_granules, np.int64)
         self._readers = np.zeros(n_granules, np.int64)
@@ -121,8 +122,8 @@ class Accesses:
         self._readers[granules] = 0
 
     def _granules(self, offset: Array, size: int, thread: Array) -> tuple[Array, Array]:
-        count = -(-size // GRANULE)
-        granules = (offset // GRANULE)[:, None] + np.arange(count)
+        count = -(-size // self._granule)
+        granules = (offset // self._granule)[:, None] + np.arange(count)
         return granules.reshape(-1), np.repeat(thread, count)
 
     def _check(self, entries: Array, thread: Array, now: str, then: str) -> None:
@@ -137,8 +138,8 @@ class Accesses:
 
     def _check_readers(self, granule: int, thread: Array) -> None:
         """The threads that have read one granule, one by one."""
-        begin = granule * GRANULE
+        begin = granule * self._granule
         for offset, size, readers, time in self._reads:
-            touched = (offset < begin + GRANULE) & (offset + size > begin)
+            touched = (offset < begin + self._granule) & (offset + size > begin)
             entries = (time << 32) | (readers[touched] + 1)
             self._check(entries, thread.repeat(len(entries)), "written", "read")

@@ -42,6 +42,30 @@ def test_each_thread_has_its_own_address():
     assert memory.tolist() == list(range(0, 128, 2))
 
 
+def test_bytes_lie_low_in_wider_registers():
+    """Loads put zeros above, stores and signs take the low bits, and each byte is checked."""
+    memory = torch.full((64,), -1, dtype=torch.int32)
+    memory.view(torch.uint8)[5] = 200
+    run("ld.global.b8 %r4, [%rd0 + 5]; st.global.b32 [%rd2 + 64], %r4;", memory, block_size=32)
+    assert memory[16:48].tolist() == [200] * 32
+    swapped = """
+        ld.global.b8 %r4, [%rd2 + 0];
+        st.shared.b8 [%r3], %r4;
+        bar.sync 0;
+        xor.b32 %r5, %r3, 4;
+        ld.shared.b8 %r6, [%r5];
+        cvt.s32.s8 %r7, %r6;
+        st.global.b8 [%rd2 + 0], 7;
+        st.global.b32 [%rd2 + 128], %r7;"""
+    memory = torch.arange(64, dtype=torch.int32) * 100 - 1
+    run(swapped, memory, block_size=32)
+    low = [(100 * (i ^ 1) - 1) % 256 for i in range(32)]
+    assert memory[32:].tolist() == [byte - 256 if byte > 127 else byte for byte in low]
+    assert memory[:32].tolist() == [(100 * i - 1) // 256 * 256 + 7 for i in range(32)]
+    with pytest.raises(Fault, match="out-of-bounds load of 1 bytes"):
+        run("ld.global.b8 %r4, [%rd0 + 256];", memory)
+
+
 @pytest.mark.parametrize("offset", [-4, 4, 1 << 40])
 @pytest.mark.parametrize("access", ["ld.global.b32 %r4, [{}];", "st.global.b32 [{}], %r0;"])
 def test_outside_of_a_storage(access, offset):
