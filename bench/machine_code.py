@@ -138,8 +138,9 @@ def report(kernel: CompiledKernel, vector: int, operands: int = 4) -> Report:
         if width := _width(line):
             key = f"{'load' if 'LDG' in line else 'store'} {width}"
             wide[key] = wide.get(key, 0) + 1
-    # The compiler may have made one turn of several tiles.
-    loads = sum(count for access, count in wide.items() if access.startswith("load"))
+    # The compiler may have made one turn of several tiles. A byte is of a loaded mask, no operand.
+    operand = [access for access in wide if access.startswith("load") and access != "load 8"]
+    loads = sum(wide[access] for access in operand)
     tiles = max(loads // (2 * operands), 1)
     return Report(
         registers=usage("REG"),

@@ -40,6 +40,8 @@ LONG_ROW = 1 << (SOURCE_LONG_ROW.value * abi.N_SITES + abi.SITE_GRAD)
 TENSOR_FREEZE = 1 << (abi.SOURCE_TENSOR * abi.N_SITES + abi.SITE_FREEZE)
 FREEZE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_FREEZE)
 UPDATE = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_UPDATE)
+LOADED = 1 << (abi.SOURCE_LOADED * abi.N_SITES + abi.SITE_GRAD)
+LOADED_FREEZE = 1 << (abi.SOURCE_LOADED * abi.N_SITES + abi.SITE_FREEZE)
 SEVERAL = PLAIN | ELEMENT | LONG_ROW | TENSOR_FREEZE
 
 CASES = {  # dtypes, modes, stochastic rounding
@@ -51,6 +53,10 @@ CASES = {  # dtypes, modes, stochastic rounding
     "fp32, row mask": ((F32, F32, F32), LONG_ROW, False),
     "fp32, row mask, rows of other sizes": ((F32, F32, F32), ROW, False),
     "fp32, layer mask, freeze": ((F32, F32, F32), TENSOR_FREEZE, False),
+    "fp32, loaded mask": ((F32, F32, F32), LOADED, False),
+    "fp32, loaded mask, freeze": ((F32, F32, F32), LOADED_FREEZE, False),
+    "all bf16, loaded mask": ((BF16, BF16, BF16), LOADED, False),
+    "all bf16, loaded mask, freeze": ((BF16, BF16, BF16), LOADED_FREEZE, False),
     "bf16 with fp32 moments, element mask": ((BF16, BF16, F32), ELEMENT, False),
     "fp16 with fp32 moments, element mask": ((F16, F16, F32), ELEMENT, False),
     "all bf16, element mask": ((BF16, BF16, BF16), ELEMENT, False),
@@ -70,6 +76,8 @@ NORM_CASES = {  # dtype of the gradients, modes, masked
     "fp32, norm of all": (F32, ELEMENT, False),
     "fp32, norm of what an element mask keeps": (F32, ELEMENT, True),
     "bf16, norm of what an element mask keeps": (BF16, ELEMENT, True),
+    "fp32, norm of what a loaded mask keeps": (F32, LOADED, True),
+    "bf16, norm of what a loaded mask keeps": (BF16, LOADED, True),
 }
 
 ARGUMENTS = {  # of all kernels; their other ones are constants
@@ -189,10 +197,10 @@ def compiles_everywhere() -> dict[str, list[str]]:
         fp32 = {**launch.dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
         fp32["PTX"] = target.backend == "cuda"
         masked = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True}
-        some = {"MODES": ELEMENT | ROW}
+        some = {"MODES": ELEMENT | ROW | LOADED}
         kernels = {
             "prepare": compile_kernel(prepare, target, {"BLOCK": launch.PREPARE_BLOCK}),
-            "dense_step fp32": compile_dense((F32, F32, F32), PLAIN | ELEMENT, target),
+            "dense_step fp32": compile_dense((F32, F32, F32), PLAIN | ELEMENT | LOADED, target),
             "dense_step fp32 unaligned": compile_dense((F32,) * 3, ELEMENT, target, aligned=False),
             "dense_step all bf16": compile_dense((BF16, BF16, BF16), ELEMENT, target),
             "strided_step fp32": compile_kernel(strided_step, target, fp32 | some),

@@ -13,6 +13,10 @@ An entry is dropped iff those bits, as an integer, are below ``threshold(drop_pr
 Tensors and layers may be chosen by number instead (``select``), see :func:`keep_units`: by their
 order, or by 64 random bits of a call of their own.
 
+A mask may be loaded instead of drawn: a bool per element of the whole parameter, True where it is
+kept. It replaces the drawn one whatever ``drop_prob``, at each draw, until another is loaded; a
+shard has its own part of it. Nothing about it is random, and what is kept is not rescaled.
+
 This file is the definition. The kernels are judged against it, bit for bit.
 """
 

@@ -1,7 +1,8 @@
 """``FusedGradDropAdamW``: AdamW with stochastically masked gradients, as a torch optimizer."""
 
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from reprlib import repr as beginning  # of long lists
 from typing import Any
@@ -25,6 +26,7 @@ from .state.counters import Counters, agreed_counters
 from .state.group_knobs import GroupKnobs
 from .state.groups import (
     CONSTANTS,
+    LOADED_MASKS,
     OF_ALL_GROUPS,
     Group,
     check_values,
@@ -32,11 +34,12 @@ from .state.groups import (
     draw_of,
     make_plain,
 )
+from .state.loaded_masks import LoadedMasks, lost, masks_by_param, masks_of_state
 from .state.log_values import mask_values
 from .state.plan_cache import PlanCache
 from .state.skipping import Skipping, check_skippable
 from .step.backends import BACKENDS, resolve
-from .step.checks import DTYPES, check_capture, check_draw, check_param
+from .step.checks import DTYPES, check_capture, check_draw, check_param, is_capturing
 from .step.clipping import clipping_of
 from .step.knobs import Knobs
 from .step.overlap import check_disjoint
@@ -185,6 +188,7 @@ class FusedGradDropAdamW(Optimizer):
         self._plan_cache = PlanCache(backend)
         self._knobs = GroupKnobs()
         self._skipping = Skipping()
+        self._loaded_masks = LoadedMasks()
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -218,7 +222,8 @@ class FusedGradDropAdamW(Optimizer):
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {index}")
-            shown = sorted(group.keys() - {"params"} - CONSTANTS.keys())
+            hidden = {"params"} if any(group[LOADED_MASKS]) else {"params", LOADED_MASKS}
+            shown = sorted(group.keys() - hidden - CONSTANTS.keys())
             lines += [f"    {key}: {beginning(group[key])}" for key in shown]
         return "\n".join([*lines, ")"])
 
@@ -288,6 +293,37 @@ class FusedGradDropAdamW(Optimizer):
         check_draw(draw)
         self._counters.begin_mask(draw, self.param_groups)
 
+    @torch.no_grad()
+    def load_masks(self, masks: Mapping[str | Tensor, Tensor | None]) -> None:
+        """Set masks that replace the drawn ones, whatever ``drop_prob``, from the next step on.
+
+        A loaded mask acts at its group's ``site``; ``rescale`` does not apply, and a step reads an
+        eighth of a byte more per entry. ``graddrop.mask_makers`` makes some. Checkpoints have it:
+        for one of ``torch.distributed.checkpoint``, which fills what its reader has, load any mask
+        for these parameters first. A CUDA graph follows a mask that replaces another; of one that
+        comes or goes it knows nothing.
+
+        Args:
+            masks: by name (where the optimizer has names) or parameter: bool, of the whole
+                parameter's shape, on any device, True where it is kept; for a DTensor either the
+                whole or a DTensor on its mesh (then all its processes call this together). None
+                removes a mask. Parameters that are not named keep what they have.
+
+        Raises:
+            TypeError: no mapping, a key that is neither, or what is no bool tensor.
+            ValueError: an unknown name or parameter, one that comes twice, or a mask of another
+                shape, of another mesh or without data.
+            RuntimeError: a CUDA graph is being captured. In all cases nothing has changed.
+        """
+        if is_capturing():
+            raise RuntimeError(
+                "expected no CUDA graph to be captured in load_masks, which it would load again at "
+                "each replay: load masks before or between"
+            )
+        prepared = self._loaded_masks.prepare(masks_by_param(self.param_groups, masks))
+        if self._loaded_masks.put(prepared, self.param_groups):
+            self._plan_cache.forget()
+
     def keep_mask(self, param: Tensor) -> Tensor:
         """The mask that the next :meth:`step` uses for a parameter.
 
@@ -309,6 +345,8 @@ class FusedGradDropAdamW(Optimizer):
             for index, candidate in enumerate(group["params"]):
                 if candidate is param:
                     local = local_tensor(param)
+                    if (loaded := self._loaded_masks.keep_mask(param)) is not None:
+                        return loaded
                     keep = knobs.keep_mask(
                         tuple(local.shape),
                         stream_id=group["stream_ids"][index],
@@ -329,14 +367,19 @@ class FusedGradDropAdamW(Optimizer):
         ``drop_prob=1``. What chance drops entry by entry is not listed. Under ``site="grad"`` and
         ``"freeze"`` their gradients enter neither parameters nor moments and may be left stale. The
         norm of ``max_grad_norm`` reads them all the same, unless ``masked_norm=True``. Without a
-        gradient (None), ``step`` too stands still; see :meth:`skip_dropped`.
+        gradient (None), ``step`` too stands still; see :meth:`skip_dropped`. A loaded mask is no
+        such decision: its parameter is not listed.
         """
         self._counters.sync(self.param_groups)
         dropped = []
         for group, knobs in zip(self.param_groups, self._next_knobs(), strict=True):
             keeps = knobs.keep_wholes(group["stream_ids"], group["layers"], draw_of(group))
             params_and_keeps = zip(group["params"], keeps, strict=True)
-            dropped += [param for param, keep in params_and_keeps if not keep]
+            dropped += [
+                param
+                for param, keep in params_and_keeps
+                if not keep and param not in self._loaded_masks
+            ]
         return dropped
 
     def dropped_layers(self) -> list[int]:
@@ -362,10 +405,11 @@ class FusedGradDropAdamW(Optimizer):
 
         Returns:
             ``grad_norm``: of the last step, as :attr:`grad_norm`; None where none is looked at.
-            ``drop_prob``: in force, mean over the entries of the groups that are masked.
+            ``drop_prob``: in force, mean over the entries whose masks are drawn.
             ``kept_fraction``: of the entries of all parameters. ``kept_is_exact``: whether it is
-            counted, as for decisions on whole parameters and layers, or expected, as for drawn
-            entries and rows. ``dropped_layers``: as :meth:`dropped_layers`; None unless ``wait``.
+            counted, as for decisions on whole parameters and layers and for loaded masks, or
+            expected, as for drawn entries and rows. ``dropped_layers``: as :meth:`dropped_layers`;
+            None unless ``wait``.
 
         Raises:
             ValueError: a param group holds a value outside its range.
@@ -376,7 +420,7 @@ class FusedGradDropAdamW(Optimizer):
         norm = self.grad_norm
         return {
             "grad_norm": norm.item() if wait and norm is not None else norm,
-            **mask_values(self.param_groups, knobs, wait=wait),
+            **mask_values(self.param_groups, knobs, self._loaded_masks, wait=wait),
             "dropped_layers": self.dropped_layers() if wait else None,
         }
 
@@ -466,7 +510,13 @@ class FusedGradDropAdamW(Optimizer):
             self._skipping.check(self.dropped_params())
             grads = self._skipping.fill(params, grads)
         plan = self._plan_cache.plan(
-            self.param_groups, params, grads, self.state, knobs, self._initial_state
+            self.param_groups,
+            params,
+            grads,
+            self.state,
+            knobs,
+            self._initial_state,
+            self._loaded_masks,
         )
         keys = list(plan.executors)
         counters = self._counters.on(keys, self.param_groups)
@@ -495,11 +545,21 @@ class FusedGradDropAdamW(Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups."""
+        """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups.
+
+        Where a mask is loaded for a parameter (:meth:`load_masks`), its state has a ``keep_mask``,
+        and its group says so in ``loaded_masks``, a list of bools, one per parameter.
+        """
         self._counters.sync(self.param_groups)
         for group in self.param_groups:
             make_plain(group)
-        state_dict = super().state_dict()
+        self._loaded_masks.list_in(self.param_groups)
+        own = self.state
+        try:
+            self.state = self._loaded_masks.beside(own)  # type: ignore[assignment]
+            state_dict = super().state_dict()
+        finally:
+            self.state = own
         for group in state_dict.get("param_groups", ()):  # ZeroRedundancyOptimizer puts them there
             for name in OF_ALL_GROUPS & group.keys():
                 del group[name]
@@ -510,16 +570,18 @@ class FusedGradDropAdamW(Optimizer):
 
         Knobs in the loaded groups replace the constructor's; a warning names both where they
         differ. A schedule of ``drop_prob`` goes on from the loaded step. With a state of
-        ``torch.optim.AdamW`` the knobs stay as they are here. Moments are loaded in the dtypes
-        that they have here, not in the parameters'.
+        ``torch.optim.AdamW`` the knobs and loaded masks stay as they are here. Moments are loaded
+        in the dtypes that they have here, not in the parameters'.
 
         Args:
             state_dict: as :meth:`state_dict` made it. It is not changed and not aliased.
 
         Raises:
-            ValueError: groups of other sizes, missing keys, moments of other shapes, ``amsgrad``,
-                or knobs outside their range. Nothing has changed then.
-            TypeError: a knob of the wrong type. Nothing has changed then.
+            ValueError: groups of other sizes, missing keys, moments or masks of other shapes, a
+                mask that the groups name and the state lacks (a distributed checkpoint reads what
+                its reader has: call :meth:`load_masks` first), ``amsgrad``, or knobs outside their
+                range. Nothing has changed then.
+            TypeError: a knob or a mask of the wrong type. Nothing has changed then.
         """
         # torch's own load casts moments to the parameters' dtypes and cannot be told otherwise.
         state_dict = state_dict.copy()
@@ -536,10 +598,18 @@ class FusedGradDropAdamW(Optimizer):
                     state[param] = self._initial_state(param, group)
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]).reshape(value.shape))
+        masks = self._loaded_masks.prepare(masks_of_state(groups, state_dict))
+        if n_lost := lost(masks, self._loaded_masks):
+            warnings.warn(
+                f"the loaded state has no masks for {n_lost} parameters that have one here, and "
+                "removes them: call load_masks after loading to keep them",
+                stacklevel=2,
+            )
         schedules = self._knobs.schedules(self.param_groups)
         warn_overridden(self.param_groups, groups, schedules)
         keep_tensors(self.param_groups, groups)
         self.__setstate__({"state": state, "param_groups": groups, "_schedules": schedules})
+        self._loaded_masks.put(masks, self.param_groups)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -547,6 +617,7 @@ class FusedGradDropAdamW(Optimizer):
         self._counters.sync(self.param_groups)
         own: dict[str, Any] = {name: self.__dict__[name] for name in _PICKLED}
         own["_schedules"] = self._knobs.schedules(self.param_groups)
+        own["_loaded_masks"] = self._loaded_masks
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -567,4 +638,5 @@ class FusedGradDropAdamW(Optimizer):
         if "_plan_cache" not in mine:  # unpickled
             self._plan_cache = PlanCache(self._backend)
             self._skipping = Skipping()
+        mine.setdefault("_loaded_masks", LoadedMasks())
         self._plan_cache.forget()  # it holds on to the old state

@@ -105,14 +105,7 @@ def exact_step(
     """The reference's step in float64, from the values that the slot holds now."""
     values = [t.detach().double() for t in (slot.param, slot.exp_avg, slot.exp_avg_sq)]
     param, exp_avg, exp_avg_sq = (value.clone() for value in values)
-    keep = knobs.keep_mask(
-        tuple(slot.param.shape),
-        stream_id=slot.stream_id,
-        layer=slot.layer,
-        shard=slot.shard,
-        draw=knobs.draw(steps_finished, masks_begun),
-        device=slot.param.device,
-    )
+    keep = slot.keep(knobs, knobs.draw(steps_finished, masks_begun))
     adamw_step_(
         param,
         slot.grad.double(),
@@ -127,7 +120,7 @@ def exact_step(
         weight_decay=knobs.weight_decay,
         site=knobs.site,
         mask_decay=knobs.mask_decay,
-        mask_scale=knobs.mask_scale,
+        mask_scale=slot.mask_scale(knobs),
         grad_factor=-1.0 if knobs.maximize else 1.0,
     )
     return Values(param, exp_avg, exp_avg_sq)
@@ -171,7 +164,7 @@ def excess_error(
 def step_errors(before: Values, after: Slot, exact: Values, knobs: Knobs) -> tuple[Values, Values]:
     """Absolute errors of a step, and the magnitudes they are relative to; both float64."""
     grad = after.grad.double().abs()
-    grad = grad * knobs.mask_scale
+    grad = grad * after.mask_scale(knobs)
     exp_avg = knobs.beta1 * before.exp_avg.abs() + (1 - knobs.beta1) * grad
     exp_avg_sq = knobs.beta2 * before.exp_avg_sq + (1 - knobs.beta2) * grad.square()
     cancellation = exp_avg / exact.exp_avg.abs().clamp(min=1e-300)

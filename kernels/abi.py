@@ -31,8 +31,11 @@ shard is nothing but a range ``[BEGIN, END)``.
     LAYOUT,  # row of the layout table, -1: contiguous
     ROUNDING,  # mask contract stream of the bits for stochastic rounding, [0, 2**32)
     DECISION,  # SOURCE_TENSOR: 0 dropped, 1 kept; UNDECIDED: the bits of UNIT decide
-) = range(15)
-N_TENSOR_COLUMNS = 15
+    KEEP_BITS,  # SOURCE_LOADED: origin address of the bits, 1: kept; of the entry at index n of the
+    #             whole parameter, bit n % 8 of byte n // 8 (strided layout: at BEGIN + its place in
+    #             walking order). Whole tiles of them can be read.
+) = range(16)
+N_TENSOR_COLUMNS = 16
 UNDECIDED = -1
 NO_GRAD = 1  # instead of an address: without a gradient the tensor and its counter stand still
 
@@ -68,10 +71,11 @@ STEPS_FINISHED, MASKS_BEGUN = range(2)
 
 # -- modes: what shares a decision, and where the mask acts ----------------------------------------
 SOURCE_NONE = 0  # nothing is masked: plain AdamW (MODE 0)
-SOURCE_ELEMENT = 1  # one decision per entry
-SOURCE_ROW = 2  # one decision per row (dimension 0) of the whole parameter
-SOURCE_TENSOR = 3  # one decision for the whole tensor
-N_SOURCES = 4
+SOURCE_LOADED = 1  # one bit per entry is read; the group's DROP_PROB and RESCALE do not apply
+SOURCE_ELEMENT = 2  # one decision per entry is drawn, as by all that follow
+SOURCE_ROW = 3  # one decision per row (dimension 0) of the whole parameter
+SOURCE_TENSOR = 4  # one decision for the whole tensor
+N_SOURCES = 5
 
 SITE_GRAD = 0  # the masked gradient enters the moments
 SITE_UPDATE = 1  # dense moments; the parameter moves, and decays, only where kept

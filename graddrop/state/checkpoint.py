@@ -15,11 +15,23 @@ from ..schedules import Schedule
 from ..step.checks import check_knobs
 from ..step.knobs import MASK_KNOBS
 from .counters import agreed_counters
-from .groups import CONSTANTS, COUNTERS, Group, check_names, knobs_of, make_plain, place_in
+from .groups import (
+    CONSTANTS,
+    COUNTERS,
+    LOADED_MASKS,
+    Group,
+    check_names,
+    knobs_of,
+    make_plain,
+    place_in,
+)
+from .loaded_masks import KEEP_MASK
 
 State = dict[str, Any]
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+# What a group lists of each of its parameters.
+_LISTS = ("stream_ids", "layers", LOADED_MASKS)
 # What is compared, and warned about, when a loaded state overrides it.
 _OWN = (*MASK_KNOBS, "stream_ids", "layers")
 
@@ -63,7 +75,8 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
         for index, (param, param_id) in enumerate(
             zip(mine["params"], saved["params"], strict=True)
         ):
-            if state := state_dict["state"].get(param_id):
+            state = state_dict["state"].get(param_id) or {}
+            if state.keys() - {KEEP_MASK}:  # which may be loaded before the first step
                 try:
                     _check_state(param, state)
                 except (TypeError, ValueError) as error:
@@ -122,6 +135,7 @@ def fill_in(groups: Sequence[Group], known: Sequence[Group], defaults: Group) ->
         values = {
             "stream_ids": list(range(first_id, first_id + n_params)),
             "layers": [layer_of(name) for name in names] if names else [None] * n_params,
+            LOADED_MASKS: [False] * n_params,
             **defaults,
             "drop_prob": drop_prob(0) if callable(drop_prob) else drop_prob,
             **(known[index] if len(known) == len(groups) else {}),
@@ -133,23 +147,26 @@ def fill_in(groups: Sequence[Group], known: Sequence[Group], defaults: Group) ->
 
 
 def _in_order_of_names(groups: Sequence[Group], saved_groups: Sequence[Group]) -> list[Group]:
-    """The saved groups, their stream ids and layers in the order of our parameters' names.
+    """The saved groups, what they list of each parameter in the order of our parameters' names.
 
     A distributed checkpoint puts state back by name, and leaves these lists as they were saved.
     Unless both sides name all parameters, they stay so.
     """
-    found: dict[str, tuple[int, int | None]] = {}
+    found: dict[str, tuple[Any, ...]] = {}
     for saved in saved_groups:
-        named = [saved.get(key) or () for key in ("param_names", "stream_ids", "layers")]
-        if len(set(map(len, named))) == 1:
-            names, *columns = named
+        names = saved.get("param_names") or ()
+        without = {LOADED_MASKS: [False] * len(names)}  # as a state of an older version is
+        columns = [(without | saved).get(key) for key in _LISTS]
+        if all(isinstance(column, Sequence) and len(column) == len(names) for column in columns):
             found |= dict(zip(names, zip(*columns, strict=True), strict=True))
     ordered = []
     for mine, saved in zip(groups, saved_groups, strict=True):
         names = mine.get("param_names") or ()
         if names and found.keys() >= set(names):
-            stream_ids, layers = zip(*(found[name] for name in names), strict=True)
-            lists = {"stream_ids": list(stream_ids), "layers": list(layers)}
+            in_order = map(list, zip(*(found[name] for name in names), strict=True))
+            lists = dict(zip(_LISTS, in_order, strict=True))
+            if LOADED_MASKS not in saved:
+                del lists[LOADED_MASKS]
             saved = {**saved, "param_names": names, **lists}
         ordered.append(saved)
     return ordered

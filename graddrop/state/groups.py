@@ -17,6 +17,7 @@ Group = dict[str, Any]
 # Steps that a mask lives. 0: masks are begun by hand; no run makes as many as 2**52.
 PERIODS = {"step": 1, "epoch": 0, "run": 1 << 52}
 COUNTERS = ("steps_finished", "masks_begun")
+LOADED_MASKS = "loaded_masks"  # for each parameter of a group, whether a mask is loaded for it
 _BETAS = ("beta1", "beta2")  # fields of Knobs that a group holds as one pair
 KNOBS = ("betas", *(name for name in FIELDS if name not in _BETAS))  # keys of a group
 OF_ALL_GROUPS = {"max_grad_norm", "masked_norm", "norm_group", "state_dtype", "backend"}
@@ -131,6 +132,7 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     layers = plain(layers)
     one_for_all = layers is None or isinstance(layers, int)
     group["layers"] = [layers] * n_params if one_for_all else [plain(layer) for layer in layers]
+    group[LOADED_MASKS] = [False] * n_params
     check_numbers([group], first=len(others))
     check_ids(group["stream_ids"], group["layers"])
     check_distinct([*others, group])

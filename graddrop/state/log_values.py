@@ -8,18 +8,22 @@ from torch import Tensor
 from ..mask import threshold
 from ..step.knobs import Knobs
 from .groups import Group, draw_of
+from .loaded_masks import LoadedMasks
 
 
-def mask_values(groups: Sequence[Group], knobs: Sequence[Knobs], *, wait: bool) -> dict[str, Any]:
+def mask_values(
+    groups: Sequence[Group], knobs: Sequence[Knobs], loaded_masks: LoadedMasks, *, wait: bool
+) -> dict[str, Any]:
     """Of the step to come: the fraction of entries that it keeps, and the probability in force.
 
     Args:
         groups: the optimizer's param groups, which know the draw if ``wait``.
         knobs: one per group.
+        loaded_masks: of the parameters that have one; what they keep is known.
         wait: whether numbers on a device are read, and the draw is known.
 
     Returns:
-        ``drop_prob``: mean over the entries of groups that are masked, 0 without any;
+        ``drop_prob``: mean over the entries whose masks are drawn, 0 without any;
         ``kept_fraction``: over all entries; ``kept_is_exact``: whether that is counted, as it is
         for decisions on wholes, or expected. Numbers that a device holds are 0-dim tensors unless
         ``wait``.
@@ -29,9 +33,15 @@ def mask_values(groups: Sequence[Group], knobs: Sequence[Knobs], *, wait: bool) 
     probability: Any = 0
     exact = True
     for group, group_knobs in zip(groups, knobs, strict=True):
-        sizes = [param.numel() for param in group["params"]]
-        n_entries += sum(sizes)
-        if group_knobs.masks_nothing:
+        kept_of_loaded = [loaded_masks.n_kept(param) for param in group["params"]]
+        kept += sum(n for n in kept_of_loaded if n is not None)
+        n_entries += sum(param.numel() for param in group["params"])
+        # What is loaded counts as nothing among what is drawn.
+        sizes = [
+            param.numel() if n is None else 0
+            for param, n in zip(group["params"], kept_of_loaded, strict=True)
+        ]
+        if group_knobs.masks_nothing or not any(sizes):
             kept += sum(sizes)
             continue
         drop_prob: Any = group_knobs.drop_prob

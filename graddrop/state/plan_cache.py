@@ -10,6 +10,7 @@ from ..step.knobs import Knobs
 from ..step.plan import Plan
 from ..step.slot import Slot
 from .groups import Group, check_names
+from .loaded_masks import LoadedMasks
 from .partition_guard import WholeShapes
 from .plan_guard import PlanGuard
 from .slots import slots_of
@@ -39,6 +40,7 @@ class PlanCache:
         state: MutableMapping[Tensor, State],
         knobs: Sequence[Knobs],
         initial_state: Callable[[Tensor, Group], State],
+        loaded_masks: LoadedMasks,
     ) -> Plan:
         """The plan of the step to come.
 
@@ -50,6 +52,7 @@ class PlanCache:
             knobs: one per group.
             initial_state: makes the state of a parameter that has none yet. Not kept: it is a
                 method of the optimizer, which would hold itself alive.
+            loaded_masks: of the parameters that have one; :meth:`forget` when one comes or goes.
 
         Raises:
             RuntimeError, TypeError, ValueError: as :func:`graddrop.state.groups.check_names`,
@@ -61,8 +64,9 @@ class PlanCache:
             assert self.latest is not None
             return self.latest
         check_names(groups)
-        slots, states = slots_of(groups, grads, state, initial_state)
+        slots, states = slots_of(groups, grads, state, initial_state, loaded_masks)
         self._whole_shapes.check(groups)
+        loaded_masks.check(groups)
         plan = Plan(params, slots, knobs, self._backend)
         state.update(states)
         if capturing:

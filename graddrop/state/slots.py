@@ -1,6 +1,7 @@
 """The tensors of a step, parameter by parameter: gradient, state, place in the masks, checked."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from ..step.sharding import local_tensor, shard_of
 from ..step.slot import Slot
 from .checkpoint import STATE_KEYS
 from .groups import Group, place_in
+from .loaded_masks import LoadedMasks
 
 State = dict[str, Any]
 
@@ -19,6 +21,7 @@ def slots_of(
     grads: Sequence[Tensor | None],
     state: Mapping[Tensor, State],
     initial_state: Callable[[Tensor, Group], State],
+    loaded_masks: LoadedMasks,
 ) -> tuple[list[Slot | None], dict[Tensor, State]]:
     """The slots of a step, and the state that they hold. Nothing is changed.
 
@@ -27,14 +30,15 @@ def slots_of(
         grads: local gradients of all their parameters in order, None where there is none.
         state: the optimizer's, by parameter.
         initial_state: makes the state of a parameter that has none yet.
+        loaded_masks: of the parameters that have one.
 
     Returns:
         One slot per parameter, None where it has neither gradient nor state; the state of the
         others.
 
     Raises:
-        RuntimeError: a gradient or a state that does not match its parameter; a parameter without
-            state while a CUDA graph is captured.
+        RuntimeError: a gradient, a state or a mask that does not match its parameter; a parameter
+            without state while a CUDA graph is captured.
         TypeError: a parameter whose dtype has become one that cannot be stepped.
         ValueError: a parameter whose data have become such as cannot be stepped.
     """
@@ -57,7 +61,9 @@ def slots_of(
                         )
                     check_param(local_tensor(param))
                     own = {**own, **initial_state(param, group)}
-                slots.append(_slot_of(param, grad, own, group, index, group_index))
+                slot = _slot_of(param, grad, own, group, index, group_index)
+                bits = loaded_masks.bits(param, slot.param, slot.shard)
+                slots.append(slot if bits is None else replace(slot, keep_bits=bits))
             except (RuntimeError, TypeError, ValueError) as error:
                 error.add_note(place_in(group, index, group_index))
                 raise

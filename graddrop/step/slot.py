@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..mask import ROUNDING_STREAM, Shard, random_u16
+from .keep_bits import KeepBits
 from .knobs import Knobs
 
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
@@ -26,6 +27,7 @@ class Slot:
         layer: layer number, None: in no layer.
         shard: where ``param`` lies in the whole parameter.
         group: index of its :class:`Knobs`.
+        keep_bits: a loaded mask, which replaces the drawn one; None: masks are drawn.
     """
 
     param: Tensor
@@ -37,11 +39,35 @@ class Slot:
     layer: int | None
     shard: Shard
     group: int
+    keep_bits: KeepBits | None = None
 
     @property
     def dtypes(self) -> Dtypes:
         """(param, grad, moments)."""
         return self.param.dtype, self.grad.dtype, self.exp_avg.dtype
+
+    def keep(self, knobs: Knobs, draw: int) -> Tensor | None:
+        """Its mask at a draw: bool, shape of ``param``; None: all is kept."""
+        if self.keep_bits is not None:
+            return self.keep_bits.unpack()
+        return knobs.keep_mask(
+            tuple(self.param.shape),
+            stream_id=self.stream_id,
+            layer=self.layer,
+            shard=self.shard,
+            draw=draw,
+            device=self.param.device,
+        )
+
+    def keeps_any(self, knobs: Knobs, draw: int) -> bool:
+        """False if one decision drops the whole tensor at a draw; a loaded mask makes none."""
+        if self.keep_bits is not None:
+            return True
+        return knobs.keep_wholes([self.stream_id], [self.layer], draw)[0]
+
+    def mask_scale(self, knobs: Knobs) -> float:
+        """What multiplies what is kept."""
+        return 1.0 if self.keep_bits is not None else knobs.mask_scale
 
     def rounding_bits(self, knobs: Knobs, steps_finished: int) -> Tensor | None:
         """16 random bits per entry to round it with: int64, shape of ``param``; None: to nearest.

@@ -23,11 +23,15 @@ _SITES = {"grad": abi.SITE_GRAD, "update": abi.SITE_UPDATE, "freeze": abi.SITE_F
 
 def _mode(slot: Slot, knobs: Knobs) -> tuple[int, int, int]:
     """(mode, stream, unit) of the slot's decisions."""
-    if knobs.masks_nothing or (knobs.granularity == "layer" and slot.layer is None):
+    loaded = slot.keep_bits is not None
+    kept = knobs.masks_nothing or (knobs.granularity == "layer" and slot.layer is None)
+    if kept and not loaded:
         return 0, 0, 0
     site = _SITES[knobs.site]
     if site == abi.SITE_UPDATE and not knobs.mask_decay:
         site = abi.SITE_UPDATE_DECAY_ALL
+    if loaded:
+        return abi.SOURCE_LOADED * abi.N_SITES + site, 0, 0
     if knobs.granularity == "element":
         return abi.SOURCE_ELEMENT * abi.N_SITES + site, slot.stream_id, 0
     if knobs.granularity == "row":
@@ -89,6 +93,7 @@ def tensor_tables(slots: Sequence[Slot], knobs: Sequence[Knobs]) -> tuple[Tensor
         row[abi.ROW_SIZE] = row_size
         row[abi.GROUP] = slot.group
         row[abi.DECISION] = abi.UNDECIDED
+        row[abi.KEEP_BITS] = 0 if slot.keep_bits is None else slot.keep_bits.origin
         row[abi.LAYOUT] = -1 if contiguous else len(layouts)
         rows.append(row)
         if not contiguous:

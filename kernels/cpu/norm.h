@@ -101,7 +101,7 @@ inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_bl
         for (int i = 0; i < n; ++i, entry.next()) {
             copy_entry(copy + i * kernel.grad_size, at(t.grad, entry.grad, kernel.grad_size),
                        kernel.grad_size);
-            bits[i] = draw_entry(t, drawer, entry.element);
+            bits[i] = entry_bits(t, drawer, first + i, entry.element);
         }
         sum += sum_block(copy, {bits, 0}, t.scalars.drop_threshold);
     }

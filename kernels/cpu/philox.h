@@ -19,7 +19,7 @@ struct Stream {
     uint32_t seed_low, seed_high, stream, draw;
 };
 
-// 16 random bits of each entry of a block: words[i] from bit `shift` on, 0 or 16.
+// 16 bits of each entry of a block, random or loaded: words[i] from bit `shift` on, 0 or 16.
 struct Bits {
     const uint32_t* words;
     int shift;

@@ -14,13 +14,14 @@ namespace graddrop {
 struct Tensor {
     int64_t index;  // its row of the tensor table
     uintptr_t param, grad, exp_avg, exp_avg_sq;  // origins: never dereferenced before an offset
+    uintptr_t keep_bits;  // SOURCE_LOADED: likewise
     int64_t begin, end;
     const int64_t* layout;  // row of the layout table, nullptr: contiguous
     int64_t row_size;
     int64_t first_tile;  // counted over all tensors of the call
     int64_t n_tiles;     // of the whole parameter that [begin, end) touches; of entries if strided
     float* finished;     // its step counter
-    Source source;       // of what is still to be drawn
+    Source source;       // of what is still to be drawn or read
     bool dropped;        // as a whole
     Site site;
     StepBlock step_block;
@@ -48,6 +49,7 @@ inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
     t.grad = uintptr_t(row[GRAD]);
     t.exp_avg = uintptr_t(row[EXP_AVG]);
     t.exp_avg_sq = uintptr_t(row[EXP_AVG_SQ]);
+    t.keep_bits = uintptr_t(row[KEEP_BITS]);
     t.begin = row[BEGIN];
     t.end = row[END];
     t.layout = row[LAYOUT] < 0 ? nullptr : layout_table + row[LAYOUT] * N_LAYOUT_COLUMNS;
@@ -62,9 +64,12 @@ inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
     t.rounding.stream = uint32_t(row[ROUNDING]);
     t.rounding.draw = uint32_t(counters[STEPS_FINISHED]);
 
-    // Scaling by the realised 1 / keep probability: of the gradient, or of the step.
-    const uint32_t drop_threshold = round_threshold(group[DROP_PROB]);
-    const bool scales = t.source != SOURCE_NONE && group[RESCALE] != 0;
+    // Scaling by the realised 1 / keep probability: of the gradient, or of the step. A loaded mask
+    // has none, and is above a threshold of its own where it keeps.
+    const bool loaded = t.source == SOURCE_LOADED;
+    const bool drawn = !loaded && t.source != SOURCE_NONE;
+    const uint32_t drop_threshold = loaded ? 1 : round_threshold(group[DROP_PROB]);
+    const bool scales = drawn && group[RESCALE] != 0;
     const double mask_scale = scales ? 65536.0 / (65536.0 - drop_threshold) : 1.0;
     const bool on_update = t.site == SITE_UPDATE || t.site == SITE_UPDATE_DECAY_ALL;
 
@@ -83,14 +88,14 @@ inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
     t.scalars.drop_threshold = drop_threshold;
 
     // Where one decision holds for the whole tensor, nothing is left to draw.
-    const bool masked = t.source != SOURCE_NONE;
+    const bool masked = loaded || drawn;
     const bool decided =
         t.source == SOURCE_TENSOR || drop_threshold == 0 || drop_threshold == 65536;
     if (t.source == SOURCE_TENSOR && row[DECISION] != UNDECIDED)
         t.dropped = row[DECISION] == 0;
     else
         t.dropped = t.source == SOURCE_TENSOR ? Drawer(t.stream).u16(row[UNIT]) < drop_threshold
-                                              : masked && drop_threshold == 65536;
+                                              : drawn && drop_threshold == 65536;
     if (t.dropped) t.scalars.drop_threshold = 65536;
     t.step_block = masked && (t.dropped || !decided) ? kernel.masked[t.site] : kernel.plain;
     if (decided) t.source = SOURCE_NONE;  // and bits of 0 are below the threshold if dropped

@@ -42,6 +42,13 @@ inline void fill_rows(const Tensor& t, int64_t element, Range range, Drawer& dra
     }
 }
 
+// The bits of a block of a loaded mask, whose first entry is the first of a byte: not 0 where kept.
+INLINE void fill_loaded(const Tensor& t, int64_t element, uint32_t* bits) {
+    const auto* bytes = static_cast<const uint8_t*>(at(t.keep_bits, element / 8, 1));
+    for (int byte = 0; byte < BLOCK / 8; ++byte)
+        for (int bit = 0; bit < 8; ++bit) bits[8 * byte + bit] = bytes[byte] & 1u << bit;
+}
+
 // Room for one block of each operand, whatever its dtype.
 struct Copy {
     alignas(64) unsigned char param[4 * BLOCK] = {};
@@ -94,6 +101,9 @@ INLINE void visit_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile
         if (range.empty()) continue;
         if (t.source == SOURCE_ROW) {
             fill_rows(t, element, range, drawer, mask_words + at_word);
+            mask.shift = 0;
+        } else if (t.source == SOURCE_LOADED) {
+            fill_loaded(t, element, mask_words + at_word);
             mask.shift = 0;
         }
         visit(element, range, mask, Bits{rounding_words + at_word, shift});
@@ -157,9 +167,14 @@ class Walk {
     int64_t index_[MAX_DIMS];
 };
 
-INLINE uint32_t draw_entry(const Tensor& t, Drawer& drawer, int64_t element) {
+// Bits of a strided tensor's entry, which has its place in the walk and its index in the whole.
+INLINE uint32_t entry_bits(const Tensor& t, Drawer& drawer, int64_t place, int64_t element) {
     if (t.source == SOURCE_ELEMENT) return drawer.u16(element);
     if (t.source == SOURCE_ROW) return drawer.u16(element / t.row_size);
+    if (t.source == SOURCE_LOADED) {
+        const int64_t number = t.begin + place;
+        return *static_cast<const uint8_t*>(at(t.keep_bits, number / 8, 1)) & 1u << number % 8;
+    }
     return 0;
 }
 
@@ -182,7 +197,7 @@ inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
                        kernel.grad_size);
             copy_entry(copy.exp_avg + i * kernel.moment_size, exp_avg[i], kernel.moment_size);
             copy_entry(copy.exp_avg_sq + i * kernel.moment_size, exp_avg_sq[i], kernel.moment_size);
-            mask[i] = draw_entry(t, drawer, entry.element);
+            mask[i] = entry_bits(t, drawer, first + i, entry.element);
             if (kernel.stochastic) rounding[i] = rounding_drawer.u16(entry.element);
         }
         t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, {mask, 0}, {rounding, 0},

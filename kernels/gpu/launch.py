@@ -376,7 +376,9 @@ def dtype_constants(dtypes: Dtypes) -> dict[str, tl.dtype]:
 
 # Modes that leave an NVIDIA thread enough of 64 registers for 8 elements at a time.
 _LIGHT_MODES = (1 << abi.SOURCE_NONE * abi.N_SITES) | sum(
-    1 << (abi.SOURCE_ELEMENT * abi.N_SITES + site) for site in (abi.SITE_GRAD, abi.SITE_UPDATE)
+    1 << (source * abi.N_SITES + site)
+    for source in (abi.SOURCE_LOADED, abi.SOURCE_ELEMENT)
+    for site in (abi.SITE_GRAD, abi.SITE_UPDATE)
 )
 
 

@@ -60,7 +60,7 @@ def _sum_tiles(
 ):
     """The sum of the squares in n_tiles tiles, within the bounds, fp32."""
     begin, end = bounds
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     rows = locate_rows(row_size, first_tile, SOURCE)
     offset = tl.arange(0, _HALF)
     sums = tl.zeros([_HALF], tl.float32)
@@ -71,7 +71,7 @@ def _sum_tiles(
             in_bounds = None
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
-            keep = keep_half_tile(start, decided, key, half, SOURCE)
+            keep = keep_half_tile(start, decided, key, half, VECTOR, SOURCE)
             g = _load_grad(grad + start + offset, in_bounds)
             if SCALE != 1.0:
                 g = g * SCALE
@@ -86,10 +86,11 @@ def _sum_elements(
     grad_ptrs,  # [n] pointers
     in_bounds,  # [n] bool
     element,  # int64 [n]: index in the whole parameter
+    number,  # int64 [n]: of its bit in a loaded mask
     SOURCE: tl.constexpr,
 ):
     """The sum of the squares of a block of elements of which each finds its own bits, fp64."""
-    keep = keep_elements(element, key, SOURCE)
+    keep = keep_elements(element, number, in_bounds, key, SOURCE)
     if SOURCE != _SOURCE_NONE:
         in_bounds = in_bounds & keep
     g = _load_grad(grad_ptrs, in_bounds).to(tl.float64)
@@ -133,7 +134,7 @@ def _sum_chunk(
     if ALIGNED:
         if has_grad & ((begin % VECTOR != 0) | (end % VECTOR != 0)):
             in_bounds, element = beside_vectors(begin, end, first_tile, n_tiles, VECTOR)
-            squares += _sum_elements(key, grad + element, in_bounds, element, source)
+            squares += _sum_elements(key, grad + element, in_bounds, element, element, source)
     tl.store(partial, squares)
 
 
@@ -177,11 +178,12 @@ def _sum_strided(
     SITE: tl.constexpr,
 ):
     """Sum the squares of one block."""
-    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
+    in_bounds, at_param, at_grad, at_moment, element, number = locate(row, layout, block)
     in_bounds = in_bounds & (tl.load(row + _GRAD) != _NO_GRAD)
     source: tl.constexpr = _on_grad(SOURCE, SITE)
     key = load_key(row, ints)
-    tl.store(partial, _sum_elements(key, grad + at_grad, in_bounds, element, source))
+    squares = _sum_elements(key, grad + at_grad, in_bounds, element, number, source)
+    tl.store(partial, squares)
 
 
 @triton.jit(do_not_specialize=["first"])

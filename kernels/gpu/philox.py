@@ -60,6 +60,15 @@ def interleave4(a, b, c, d):
 
 
 @triton.jit
+def interleave8(low, high):
+    """As interleave4, of two tuples of four [n] blocks: neighbours 0 to 3, 4 to 7."""
+    # each join appends an axis of 2: [n, bit 2, bit 1, bit 0 of a neighbour's number]
+    a = tl.join(tl.join(low[0], high[0]), tl.join(low[2], high[2]))
+    b = tl.join(tl.join(low[1], high[1]), tl.join(low[3], high[3]))
+    return tl.reshape(tl.join(a, b), [8 * low[0].shape[0]])
+
+
+@triton.jit
 def words_of_tile(
     tile,  # uint64 scalar: element index // 1024
     stream,  # uint32 scalar

@@ -18,7 +18,7 @@ _GRAD_SIGN, _DROP_PROB = tl.constexpr(abi.GRAD_SIGN), tl.constexpr(abi.DROP_PROB
 _RESCALE, _PERIOD = tl.constexpr(abi.RESCALE), tl.constexpr(abi.PERIOD)
 _SEED_LOW, _SEED_HIGH = tl.constexpr(abi.SEED_LOW), tl.constexpr(abi.SEED_HIGH)
 _N_GROUP_COLUMNS = tl.constexpr(abi.N_GROUP_COLUMNS)
-_SOURCE_NONE, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_TENSOR)
+_SOURCE_LOADED, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_LOADED), tl.constexpr(abi.SOURCE_TENSOR)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _N_SITES = tl.constexpr(abi.N_SITES)
 
@@ -110,9 +110,10 @@ def prepare(
     source, site = mode // _N_SITES, mode % _N_SITES
     kept = tl.maximum(65536 - threshold, 1).to(tl.float64)
     scale = tl.where(tl.load(group + _RESCALE) != 0.0, 65536.0 / kept, 1.0)
-    on_grad = (source != _SOURCE_NONE) & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
-    on_update = (source != _SOURCE_NONE) & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
-    decided = (source == _SOURCE_TENSOR) | ((source != _SOURCE_NONE) & (threshold == 65536))
+    drawn = source > _SOURCE_LOADED  # a loaded mask has neither a threshold nor a scale
+    on_grad = drawn & ((site == _SITE_GRAD) | (site == _SITE_FREEZE))
+    on_update = drawn & ((site != _SITE_GRAD) & (site != _SITE_FREEZE))
+    decided = (source == _SOURCE_TENSOR) | (drawn & (threshold == 65536))
     frozen = decided & (site == _SITE_FREEZE) & (keep == 0)
     has_grad = tl.load(row + _GRAD, mask=valid, other=0) != _NO_GRAD
     moves = active * (has_grad & (frozen == 0)).to(tl.int32)

@@ -223,6 +223,7 @@ def _dense_chunk(
                 in_bounds,
                 offsets,
                 element,
+                element,
                 STOCHASTIC,
                 PTX,
                 SOURCE,
@@ -249,7 +250,7 @@ def _dense_tiles(
     """Step the elements of n_tiles tiles that lie within the bounds."""
     param, grad, exp_avg, exp_avg_sq = origins
     begin, end = bounds
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     rounding_stream, rounding_draw = rounding_key
     rows = locate_rows(row_size, first_tile, SOURCE)
 
@@ -267,7 +268,7 @@ def _dense_tiles(
             in_bounds = None
             if BOUNDED:
                 in_bounds = (start + offset >= begin) & (start + offset < end)
-            keep = keep_half_tile(start, decided, key, half, SOURCE)
+            keep = keep_half_tile(start, decided, key, half, VECTOR, SOURCE)
             rounding_bits = None
             if STOCHASTIC:
                 rounding_bits = (rounding_words >> (16 * half)) & 0xFFFF
@@ -295,6 +296,7 @@ def _step_elements(
     in_bounds,  # [n] bool
     offsets,  # int64 [n] each: from the origins of param, grad, moments
     element,  # int64 [n]: index in the whole parameter
+    number,  # int64 [n]: of its bit in a loaded mask
     STOCHASTIC: tl.constexpr,
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
@@ -303,7 +305,7 @@ def _step_elements(
     """Step one block of elements of which each finds its own bits."""
     param, grad, exp_avg, exp_avg_sq = origins
     at_param, at_grad, at_moment = offsets
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     rounding_bits = None
     if STOCHASTIC:
         rounding_stream, rounding_draw = rounding_key
@@ -314,7 +316,7 @@ def _step_elements(
         exp_avg + at_moment,
         exp_avg_sq + at_moment,
         in_bounds,
-        keep_elements(element, key, SOURCE),
+        keep_elements(element, number, in_bounds, key, SOURCE),
         rounding_bits,
         scalars,
         PTX,
@@ -367,7 +369,7 @@ def _strided_block(
     SITE: tl.constexpr,
 ):
     """Step one block."""
-    in_bounds, at_param, at_grad, at_moment, element = locate(row, layout, block)
+    in_bounds, at_param, at_grad, at_moment, element, number = locate(row, layout, block)
     offsets = (at_param, at_grad, at_moment)
     _step_elements(
         load_key(row, ints),
@@ -377,6 +379,7 @@ def _strided_block(
         in_bounds,
         offsets,
         element,
+        number,
         STOCHASTIC,
         PTX,
         SOURCE,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .philox import interleave4, u16_of_element, words_of_group, words_of_tile
+from .philox import interleave4, interleave8, u16_of_element, words_of_group, words_of_tile
 from .prepare import DRAW, KEEP, KEY_HIGH, KEY_LOW, ROUNDING_DRAW, THRESHOLD
 
 TILES = 16  # of 1024 elements per chunk, at most: what one program walks in a contiguous tensor
@@ -19,7 +19,7 @@ _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
 _BLOCK = tl.constexpr(BLOCK)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _STREAM, _ROUNDING = tl.constexpr(abi.STREAM), tl.constexpr(abi.ROUNDING)
-_ROW_SIZE = tl.constexpr(abi.ROW_SIZE)
+_ROW_SIZE, _KEEP_BITS = tl.constexpr(abi.ROW_SIZE), tl.constexpr(abi.KEEP_BITS)
 _N_TENSOR_COLUMNS = tl.constexpr(abi.N_TENSOR_COLUMNS)
 _N_DIMS, _SIZES = tl.constexpr(abi.N_DIMS), tl.constexpr(abi.SIZES)
 _PARAM_STRIDES = tl.constexpr(abi.PARAM_STRIDES)
@@ -27,6 +27,7 @@ _GRAD_STRIDES = tl.constexpr(abi.GRAD_STRIDES)
 _MOMENT_STRIDES = tl.constexpr(abi.MOMENT_STRIDES)
 _ELEMENT_STRIDES = tl.constexpr(abi.ELEMENT_STRIDES)
 _SOURCE_ELEMENT, _SOURCE_ROW = tl.constexpr(abi.SOURCE_ELEMENT), tl.constexpr(abi.SOURCE_ROW)
+_SOURCE_LOADED = tl.constexpr(abi.SOURCE_LOADED)
 
 
 @triton.jit
@@ -81,7 +82,8 @@ def beside_vectors(begin, end, first_tile, n_tiles, VECTOR: tl.constexpr):
 def load_key(row, ints):
     """What a tensor's decisions are made of: its row of the tensor table, its integers.
 
-    (threshold, stream, draw, seed, row size, decision): three uint32, two uint64, one int1 scalar.
+    (threshold, stream, draw, seed, row size, decision, loaded): three uint32, two uint64, one int1
+    scalar, and a pointer to the bytes of a loaded mask. What a source does not use is not loaded.
     """
     low = tl.load(ints + KEY_LOW).to(tl.uint32, bitcast=True).to(tl.uint64)
     high = tl.load(ints + KEY_HIGH).to(tl.uint32, bitcast=True).to(tl.uint64)
@@ -92,6 +94,7 @@ def load_key(row, ints):
         (high << 32) | low,
         tl.load(row + _ROW_SIZE).to(tl.uint64),
         tl.load(ints + KEEP) != 0,
+        tl.load(row + _KEEP_BITS).to(tl.pointer_type(tl.uint8)),
     )
 
 
@@ -121,6 +124,13 @@ def locate_rows(row_size, first_tile, SOURCE: tl.constexpr):
 
 
 @triton.jit
+def byte_of_thread(VECTOR: tl.constexpr):
+    """Byte of half a tile's bits that each thread of VECTOR neighbours reads: int32."""
+    thread = tl.arange(0, _HALF // VECTOR)
+    return thread // 2 if VECTOR == 4 else thread
+
+
+@triton.jit
 def decide_tile(
     first_tile,  # int64 scalar: of the chunk
     i,  # int32 scalar: number within the chunk
@@ -133,9 +143,10 @@ def decide_tile(
     """What a tile's decisions are read from by keep_half_tile, None where no call serves it whole.
 
     Of elements: the [512] words, words_of_tile. Of long rows: the 16 bits of each of the four rows
-    among which it lies, its place within them in quarters of a tile, quarters per row.
+    among which it lies, its place within them in quarters of a tile, quarters per row. Of a loaded
+    mask: of either half, the byte in which each thread's neighbours have their bits.
     """
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     if SOURCE == _SOURCE_ELEMENT:
         return words_of_tile((first_tile + i).to(tl.uint64), stream, draw, seed, VECTOR, PTX)
     elif SOURCE == SOURCE_LONG_ROW:
@@ -147,6 +158,10 @@ def decide_tile(
         w0, w1, w2, w3 = words_of_group(call, stream, draw, seed, PTX)
         quarter = within % tiles_of_four * 4
         return w0 >> shift, w1 >> shift, w2 >> shift, w3 >> shift, quarter, tiles_of_four
+    elif SOURCE == _SOURCE_LOADED:
+        # Whole tiles can be read, wherever the tensor begins and ends.
+        bytes = loaded + (first_tile + i) * (_TILE // 8) + byte_of_thread(VECTOR)
+        return tl.load(bytes), tl.load(bytes + _HALF // 8)
     else:
         return None
 
@@ -157,10 +172,11 @@ def keep_half_tile(
     decided,  # decide_tile
     key,  # load_key
     HALF: tl.constexpr,  # 0 or 1
+    VECTOR: tl.constexpr,
     SOURCE: tl.constexpr,
 ):
     """Keep decisions of half a tile: bool, [512], or a scalar where one holds for all."""
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     if SOURCE == _SOURCE_ELEMENT:
         return ((decided >> (16 * HALF)) & 0xFFFF) >= threshold
     elif SOURCE == SOURCE_LONG_ROW:
@@ -178,6 +194,14 @@ def keep_half_tile(
         rows = start // row_size + (inside // row_size.to(tl.uint32)).to(tl.uint64)
         bits = u16_of_element(rows, stream, draw, seed)
         return interleave4(bits, bits, bits, bits) >= threshold
+    elif SOURCE == _SOURCE_LOADED:
+        byte = decided[HALF].to(tl.uint32)
+        if VECTOR == 4:
+            four = byte >> ((tl.arange(0, _HALF // 4) & 1) * 4).to(tl.uint32)
+            return interleave4(four & 1, four & 2, four & 4, four & 8) != 0
+        else:
+            low = byte & 1, byte & 2, byte & 4, byte & 8
+            return interleave8(low, (byte & 16, byte & 32, byte & 64, byte & 128)) != 0
     else:
         return decision
 
@@ -185,15 +209,20 @@ def keep_half_tile(
 @triton.jit
 def keep_elements(
     element,  # int64 [n]: indices in the whole parameter
+    number,  # int64 [n]: of their bits in a loaded mask
+    in_bounds,  # [n] bool: of others no bit is read
     key,  # load_key
     SOURCE: tl.constexpr,
 ):
     """Keep decisions of any elements: bool, [n], or a scalar where one holds for all."""
-    threshold, stream, draw, seed, row_size, decision = key
+    threshold, stream, draw, seed, row_size, decision, loaded = key
     if SOURCE == _SOURCE_ELEMENT:
         return u16_of_element(element.to(tl.uint64), stream, draw, seed) >= threshold
     elif SOURCE == _SOURCE_ROW or SOURCE == SOURCE_LONG_ROW:
         return u16_of_element(element.to(tl.uint64) // row_size, stream, draw, seed) >= threshold
+    elif SOURCE == _SOURCE_LOADED:
+        byte = tl.load(loaded + (number >> 3), mask=in_bounds, other=0).to(tl.uint32)
+        return ((byte >> (number & 7).to(tl.uint32)) & 1) != 0
     else:
         return decision
 
@@ -202,16 +231,17 @@ def keep_elements(
 def locate(row, layout, block):
     """Where the entries of one block of a strided tensor lie.
 
-    (in bounds, offset of param, of grad, of moments, index in the whole parameter): bool [512],
-    then int64 [512] in elements.
+    (in bounds, offset of param, of grad, of moments, index in the whole parameter, number of the
+    bit in a loaded mask): bool [512], then int64 [512] in elements.
     """
     entry = block.to(tl.int64) * _BLOCK + tl.arange(0, _BLOCK)
-    in_bounds = entry < tl.load(row + _END) - tl.load(row + _BEGIN)
+    begin = tl.load(row + _BEGIN)
+    in_bounds = entry < tl.load(row + _END) - begin
     rest = entry.to(tl.uint64)
     at_param = tl.zeros_like(entry)
     at_grad = tl.zeros_like(entry)
     at_moment = tl.zeros_like(entry)
-    element = tl.zeros_like(entry) + tl.load(row + _BEGIN)
+    element = tl.zeros_like(entry) + begin
     n_dims = tl.load(layout + _N_DIMS).to(tl.int32)
     for i in range(n_dims):
         dim = layout + (n_dims - 1 - i)
@@ -222,4 +252,4 @@ def locate(row, layout, block):
         at_grad += index * tl.load(dim + _GRAD_STRIDES)
         at_moment += index * tl.load(dim + _MOMENT_STRIDES)
         element += index * tl.load(dim + _ELEMENT_STRIDES)
-    return in_bounds, at_param, at_grad, at_moment, element
+    return in_bounds, at_param, at_grad, at_moment, element, begin + entry

@@ -59,7 +59,7 @@ def judge_step(
     assert max(worst) <= 1, worst
     for slot, n_before in zip(slots, steps, strict=True):
         group = knobs[slot.group]
-        kept = group.keep_wholes([slot.stream_id], [slot.layer], group.draw(*counters))[0]
+        kept = slot.keeps_any(group, group.draw(*counters))
         assert slot.step.item() == n_before + (kept or group.site != "freeze")
 
 

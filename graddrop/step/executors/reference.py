@@ -51,8 +51,9 @@ class ReferenceExecutor:
                 squares.append(slot.param.new_zeros((), dtype=torch.float64))
                 continue
             group = self._knobs[slot.group]
-            keep = self._keep(slot) if masked else None
-            total = masked_squares(grad, keep, site=group.site, mask_scale=group.mask_scale)
+            keep = slot.keep(group, self._draw(group)) if masked else None
+            scale = slot.mask_scale(group)
+            total = masked_squares(grad, keep, site=group.site, mask_scale=scale)
             squares.append(total / self._loss_scale**2)
         return torch.stack(squares)
 
@@ -67,15 +68,15 @@ class ReferenceExecutor:
             if grad is None:
                 continue
             group = self._knobs[slot.group]
-            if group.site == "freeze" and not self._keeps_any(slot):
+            draw = self._draw(group)
+            if group.site == "freeze" and not slot.keeps_any(group, draw):
                 continue
-            keep = self._keep(slot)
             adamw_step_(
                 slot.param,
                 grad,
                 slot.exp_avg,
                 slot.exp_avg_sq,
-                keep,
+                slot.keep(group, draw),
                 step=int(slot.step.item()) + 1,
                 lr=float(group.lr),
                 beta1=group.beta1,
@@ -84,7 +85,7 @@ class ReferenceExecutor:
                 weight_decay=group.weight_decay,
                 site=group.site,
                 mask_decay=group.mask_decay,
-                mask_scale=group.mask_scale,
+                mask_scale=slot.mask_scale(group),
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
                 rounding_bits=slot.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )
@@ -102,19 +103,3 @@ class ReferenceExecutor:
         assert self._counters is not None
         steps_finished, masks_begun = self._counters.tolist()
         return group.draw(steps_finished, masks_begun)
-
-    def _keeps_any(self, slot: Slot) -> bool:
-        """False if one decision drops the whole tensor."""
-        group = self._knobs[slot.group]
-        return group.keep_wholes([slot.stream_id], [slot.layer], self._draw(group))[0]
-
-    def _keep(self, slot: Slot) -> Tensor | None:
-        group = self._knobs[slot.group]
-        return group.keep_mask(
-            tuple(slot.param.shape),
-            stream_id=slot.stream_id,
-            layer=slot.layer,
-            shard=slot.shard,
-            draw=self._draw(group),
-            device=slot.param.device,
-        )
