@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .methods import PRESETS, Preset
+from .methods import PRESETS, Made, Preset
 
 _SITES = {
     "grad": (
@@ -61,7 +61,10 @@ def page(name: str) -> str:
     }
     period = _PERIODS.get(knobs["period"], f"drawn anew every K = {knobs['period']} steps")
     select = _SELECTS[knobs["select"]].format(unit=_UNITS[knobs["granularity"]])
+    chosen = f"{select}; {period}"
     scale = "1 / (realised keep probability)" if knobs["rescale"] else "1"
+    if preset.made is not None:
+        chosen, knobs = _loaded(preset.made), {"site": knobs["site"]}
     lines = [
         f"# {name}",
         "",
@@ -77,25 +80,45 @@ def page(name: str) -> str:
         "",
         "g is the gradient, m and v the moments, hats their bias corrections, lr, wd, b1, b2, eps "
         "AdamW's.",
-        f"k, the mask: {select}; {period}. s = {scale}.",
+        f"k, the mask: {chosen}. s = {scale}.",
         "",
         "## Knobs",
         "",
         "| knob | value |",
         "|---|---|",
         *(f"| `{knob}` | `{value!r}` |" for knob, value in knobs.items()),
-        "| `drop_prob` | p, yours |",
+        "| `drop_prob` | p, yours |" if preset.made is None else "| `drop_prob` | `0.0` |",
         "",
     ]
     if preset.differs:
         lines += ["What to know: " + preset.differs + ".", ""]
-    lines += ["## Cost", "", _cost(knobs), "", "## Use", "", _use(name, preset)]
+    lines += ["## Cost", "", _cost(knobs, preset.made), "", "## Use", "", _use(name, preset)]
     return "\n".join(lines)
 
 
-def _cost(knobs: dict[str, Any]) -> str:
-    wholes = knobs["granularity"] in ("tensor", "layer")
+_SCORES = {
+    "fisher_scores": "mean squared gradient",
+    "gradient_scores": "magnitude of the mean gradient",
+}
+
+
+def _loaded(made: Made) -> str:
+    of = "of each tensor" if made.per_tensor else "of all entries together"
+    within = f', in parameters with "{made.within}" in their names,' if made.within else ""
+    return (
+        f"{of}{within} the share 1 - p of the largest {_SCORES[made.scores]}, each of "
+        f"{made.losses}; p is yours; loaded, it stays until another is"
+    )
+
+
+def _cost(knobs: dict[str, Any], made: Made | None) -> str:
+    wholes = knobs.get("granularity") in ("tensor", "layer")
     text = "No memory beyond AdamW's: masks are functions of seed, draw, parameter and element."
+    if made is not None:
+        text = (
+            "An eighth of a byte per entry for the mask, read in the same pass. To make it: four "
+            "bytes per entry,\nonce, and a backward pass for each loss."
+        )
     if knobs["site"] == "freeze" and wholes:
         text += " The step neither reads nor writes what is frozen as a whole."
     else:
@@ -127,19 +150,25 @@ def _use(name: str, preset: Preset) -> str:
     if preset.knobs.get("period") == "epoch":
         begin = ["for epoch in range(3):", "    optimizer.new_mask(epoch)"]
         loop = [*begin, *(f"    {line}" for line in loop)]
+    made, drop_prob = preset.made, "p" if preset.made is None else "0.0"
+    imported = [f"from graddrop.mask_makers import {made.scores}, top_masks"] if made else []
     lines = [
         "```python",
         "from graddrop import FusedGradDropAdamW",
+        *imported,
         "from graddrop.methods import PRESETS",
         "",
         f'knobs = PRESETS["{name}"].knobs',
-        "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, drop_prob=p, **knobs)",
+        "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, "
+        f"drop_prob={drop_prob}, **knobs)",
+        *(_made(made, "optimizer", "batches") if made else []),
         *loop,
         "```",
         "",
         "With transformers' Trainer:",
         "",
         "```python",
+        *(["import itertools", "", *imported, ""] if made else []),
     ]
     maker, norm = "Trainer", ""
     if skips:
@@ -154,12 +183,31 @@ def _use(name: str, preset: Preset) -> str:
             "",
         ]
     lines += [
-        f"ours = graddrop.trainer_kwargs(model, args, drop_prob=p{norm}, **knobs)",
+        f"ours = graddrop.trainer_kwargs(model, args, drop_prob={drop_prob}{norm}, **knobs)",
         f"trainer = {maker}(model=model, args=args, train_dataset=data, **ours)",
+        *([*_FROM_TRAINER, *_made(made, "trainer.optimizer", "some")] if made else []),
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+_FROM_TRAINER = (
+    "trainer.create_optimizer()",
+    "some = itertools.islice(trainer.get_train_dataloader(), 16)",
+)
+
+
+def _made(made: Made, optimizer: str, batches: str) -> list[str]:
+    """The lines that make and load masks."""
+    within = f' if "{made.within}" in name' if made.within else ""
+    per_tensor = ", per_tensor=True" if made.per_tensor else ""
+    return [
+        f"chosen = {{name: w for name, w in model.named_parameters(){within}}}",
+        f"losses = (model(**batch).loss for batch in {batches})  # each of {made.losses}",
+        f"masks = top_masks({made.scores}(chosen, losses), density=1 - p{per_tensor})",
+        f"{optimizer}.load_masks(masks)",
+    ]
 
 
 def index() -> str:

@@ -6,6 +6,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Made:
+    """How a method's masks are made of scores; they are loaded, not drawn.
+
+    Attributes:
+        scores: the function of ``graddrop.mask_makers`` that gives them, of losses.
+        per_tensor: whether each tensor keeps its own share; otherwise all entries together do.
+        within: what the names of the parameters have in them that are masked; empty: all are.
+        losses: of what each loss is.
+    """
+
+    scores: str
+    per_tensor: bool = False
+    within: str = ""
+    losses: str = "a batch"
+
+
+@dataclass(frozen=True)
 class Preset:
     """Knobs that make ``FusedGradDropAdamW`` a method.
 
@@ -13,6 +30,8 @@ class Preset:
         source: who published it, and where we read more into it than its text says.
         law: what a step, or a training, does that makes it this method.
         knobs: keyword arguments of the optimizer; ``drop_prob`` stays the user's.
+        made: how its masks are made, where they are loaded; ``drop_prob`` is the share that they
+            drop then. None: they are drawn.
         differs: where this implementation is not the published one; empty: nowhere that we know.
     """
 
@@ -20,6 +39,7 @@ class Preset:
     law: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
     differs: str = ""
+    made: Made | None = None
 
 
 _GRADDROP = "O'Neill & Dutta 2023, arXiv 2307.10098, in our reading of its abstract"
@@ -84,6 +104,27 @@ PRESETS: Mapping[str, Preset] = {
         "one random set of entries is trained from beginning to end, the others never move",
         {"period": "run", "site": "freeze"},
         "drop_prob is a multiple of 1/65536, so at least 1.5e-5 of the entries are trained",
+    ),
+    "child-tuning-d": Preset(
+        "Xu et al. 2021, arXiv 2109.05687, task-driven",
+        "gradients of all but the entries of the highest Fisher information are zero throughout",
+        differs="published for the parameters of the layers, whose scores are compared together; "
+        "what has no mask is trained",
+        made=Made("fisher_scores", within="layer"),
+    ),
+    "sift": Preset(
+        "Song et al. 2023, arXiv 2312.11875 (SIFT)",
+        "of each tensor the entries of the largest gradients are trained, the others never move",
+        {"site": "freeze"},
+        "published with gradients of the first batches, and with one state for each entry that is "
+        "trained, where ours has it for all; load masks again to choose anew",
+        Made("gradient_scores", per_tensor=True),
+    ),
+    "fish-mask": Preset(
+        "Sung et al. 2021, arXiv 2111.09839 (FISH Mask)",
+        "the entries of the highest Fisher information are trained, the others never move",
+        {"site": "freeze"},
+        made=Made("fisher_scores", losses="one example"),
     ),
     "sparse-unfreezing": Preset(
         _DRAWING,

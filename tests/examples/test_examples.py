@@ -48,6 +48,13 @@ def test_adapters_are_masked_by_layer_and_the_head_is_not():
     assert len(head["params"]) == 2 and head["drop_prob"] == 0.0
 
 
+def test_a_loaded_mask_trains_a_twentieth():
+    """Exactly what it keeps has moved, and the new task is learnt."""
+    said = load("loaded_mask").main()
+    assert said["moved"] == said["kept"] == pytest.approx(0.05, abs=1e-3)
+    assert said["after"] < min(0.69, said["before"])
+
+
 def test_accelerate_trains():
     """Losses of accumulated batches fall, though layers are left out of backward passes."""
     pytest.importorskip("accelerate", reason="accelerate is not installed")

@@ -19,7 +19,8 @@ FLOORS = (
     ("graddrop.step",),  # 3. one step of many tensors
     ("graddrop.state",),  # 4. what an optimizer remembers between two steps
     # 5. what users import
-    ("graddrop.functional", "graddrop.methods", "graddrop.optimizer", "graddrop.testing"),
+    ("graddrop.functional", "graddrop.mask_makers", "graddrop.methods", "graddrop.optimizer"),
+    ("graddrop.testing",),
     ("graddrop.exemptions", "graddrop.method_pages", "graddrop.trainer"),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room

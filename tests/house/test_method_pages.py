@@ -39,9 +39,9 @@ def test_the_code_of_a_page_trains(name: str) -> None:
     assert any(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["lisa", "graddrop-epoch"])
+@pytest.mark.parametrize("name", ["lisa", "graddrop-epoch", "child-tuning-d"])
 def test_the_code_for_the_trainer_trains(name: str, tmp_path: Path) -> None:
-    """With the backward pass of dropped layers left out, and without."""
+    """With the backward pass of dropped layers left out, and without; with masks that are made."""
     transformers = pytest.importorskip("transformers", reason="needs the extra xglue")
     config = transformers.BertConfig(
         vocab_size=20,
