@@ -478,7 +478,6 @@ class FusedGradDropAdamW(Optimizer):
 
     # Kept out of compiled graphs, as parts of torch's optimizers are: tables hold addresses.
     @torch._disable_dynamo
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step.
 
@@ -498,6 +497,11 @@ class FusedGradDropAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.no_grad():
+            self._make_step()
+        return loss
+
+    def _make_step(self) -> None:
         self._skipping.check_closed()
         check_capture(self.param_groups, self._knobs.has_schedules)
         clipping = clipping_of(self.max_grad_norm, self.masked_norm, self.norm_group)
@@ -526,7 +530,6 @@ class FusedGradDropAdamW(Optimizer):
         self.grad_norm = plan.step(grads, knobs, counters, grad_scale, found_inf, clipping)
         self._counters.advance(keys, self.param_groups, found_inf)
         self._skipping.forget()
-        return loss
 
     # -- state -------------------------------------------------------------------------------------
 

@@ -162,7 +162,7 @@ def check_numbers(groups: Sequence[Group], first: int = 0) -> None:
         n_params = len(group["params"])
         for name in ("stream_ids", "layers"):
             found = group[name]
-            if not isinstance(found, Sequence):
+            if not isinstance(found, (list, Sequence)):  # a list is seen to be one sooner
                 raise TypeError(
                     f"expected {name} of param group {index} as a list, one per parameter, got "
                     f"{found!r}"

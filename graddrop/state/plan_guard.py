@@ -100,9 +100,11 @@ class PlanGuard:
 
     def _takes(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the plan takes these gradients, of which some may be missing."""
-        if any(grad is not None for grad in compress(grads, self._unplanned)):
-            return False
-        return self._layouts.hold(list(compress(grads, self._planned)))
+        if any(self._unplanned):
+            if any(grad is not None for grad in compress(grads, self._unplanned)):
+                return False
+            grads = list(compress(grads, self._planned))
+        return self._layouts.hold(grads)
 
 
 def _structure(knobs: Sequence[Knobs]) -> list[tuple[object, ...]]:

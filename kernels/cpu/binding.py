@@ -145,108 +145,95 @@ def is_available() -> bool:
     return True
 
 
-def step_(
-    tensor_table: Tensor,
-    layout_table: Tensor,
-    group_table: Tensor,
-    counters: Tensor,
-    *,
-    param_dtype: torch.dtype,
-    grad_dtype: torch.dtype,
-    moment_dtype: torch.dtype,
-    stochastic_rounding: bool = False,
-    grad_factor: float = 1.0,
-) -> None:
-    """One step, in place, of every tensor in the table, on ``torch.get_num_threads()`` threads.
+class Tables:
+    """The tables of tensors of one dtype signature, and the calls that read them.
 
-    The tensors' step counters advance; ``counters`` do not, since the tables of several dtype
-    signatures share them.
+    All are contiguous, in host memory, with the columns of ``abi.py``.
 
     Args:
-        tensor_table: int64 [n_tensors, N_TENSOR_COLUMNS], contiguous, in host memory; the columns
-            of all tables are those of ``abi.py``.
-        layout_table: int64 [n_strided, N_LAYOUT_COLUMNS], likewise.
-        group_table: float64 [n_groups, N_GROUP_COLUMNS], likewise.
-        counters: int64 [2], likewise.
-        param_dtype: dtype of every parameter in the table.
-        grad_dtype: dtype of every gradient.
-        moment_dtype: dtype of every moment.
+        tensor_table: int64 [n_tensors, N_TENSOR_COLUMNS]; its numbers may change, its place not.
+        layout_table: int64 [n_strided, N_LAYOUT_COLUMNS].
+        dtypes: of every parameter, gradient and moment in the table.
         stochastic_rounding: round parameters, which are bfloat16 then, at random.
-        grad_factor: multiplies every gradient, beside GRAD_SIGN; any finite number.
 
     Raises:
-        RuntimeError: see :func:`load`.
         TypeError: no code for these dtypes, see :func:`supports`.
-        MemoryError: no memory for the call's own bookkeeping; nothing has changed.
     """
-    if not supports(param_dtype, grad_dtype, moment_dtype):
-        raise TypeError(
-            "The CPU kernel has no code for param, grad, moments of dtypes "
-            f"{param_dtype}, {grad_dtype}, {moment_dtype}: use backend='reference'"
+
+    def __init__(
+        self,
+        tensor_table: Tensor,
+        layout_table: Tensor,
+        dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
+        *,
+        stochastic_rounding: bool = False,
+    ) -> None:
+        if not supports(*dtypes):
+            raise TypeError(
+                "The CPU kernel has no code for param, grad, moments of dtypes "
+                f"{', '.join(map(str, dtypes))}: use backend='reference'"
+            )
+        self._tensor_table, self._layout_table = tensor_table, layout_table
+        self._places = tensor_table.data_ptr(), len(tensor_table), layout_table.data_ptr()
+        param, grad, moments = (_DTYPES[dtype] for dtype in dtypes)
+        self._dtypes = (_BFLOAT16_STOCHASTIC if stochastic_rounding else param), grad, moments
+
+    def step_(self, group_table: Tensor, counters: Tensor, grad_factor: float = 1.0) -> None:
+        """One step, in place, of every tensor, on ``torch.get_num_threads()`` threads.
+
+        The tensors' step counters advance; ``counters`` do not, since the tables of several dtype
+        signatures share them.
+
+        Args:
+            group_table: float64 [n_groups, N_GROUP_COLUMNS].
+            counters: int64 [2].
+            grad_factor: multiplies every gradient, beside GRAD_SIGN; any finite number.
+
+        Raises:
+            RuntimeError: see :func:`load`.
+            MemoryError: no memory for the call's own bookkeeping; nothing has changed.
+        """
+        library = load()
+        failed = library.handle.graddrop_step(
+            *self._places,
+            group_table.data_ptr(),
+            counters.data_ptr(),
+            grad_factor,
+            *self._dtypes,
+            *_machine(library),
         )
-    library = load()
-    failed = library.handle.graddrop_step(
-        *_tables(tensor_table, layout_table, group_table, counters),
-        grad_factor,
-        _BFLOAT16_STOCHASTIC if stochastic_rounding else _DTYPES[param_dtype],
-        _DTYPES[grad_dtype],
-        _DTYPES[moment_dtype],
-        *_machine(library),
-    )
-    if failed:
-        raise MemoryError("The CPU kernel could not allocate its list of tensors")
+        if failed:
+            raise MemoryError("The CPU kernel could not allocate its list of tensors")
 
+    def grad_squares(self, group_table: Tensor, counters: Tensor, masked: bool) -> Tensor:
+        """Sums of squares of the gradients that the next step takes; the same on any threads.
 
-def grad_squares(
-    tensor_table: Tensor,
-    layout_table: Tensor,
-    group_table: Tensor,
-    counters: Tensor,
-    *,
-    grad_dtype: torch.dtype,
-    masked: bool,
-) -> Tensor:
-    """Sums of squares of the gradients that the next step takes; the same bits on any threads.
+        Args:
+            group_table: as for :meth:`step_`.
+            counters: likewise.
+            masked: sum what is kept, as it enters the moments, instead of all.
 
-    Args:
-        tensor_table: as for :func:`step_`, as the three that follow.
-        layout_table: likewise.
-        group_table: likewise.
-        counters: likewise.
-        grad_dtype: dtype of every gradient in the table, one that :func:`supports` knows.
-        masked: sum what is kept, as it enters the moments, instead of all.
+        Returns:
+            float64 [n_tensors]. No loss scale is taken out.
 
-    Returns:
-        float64 [n_tensors]. No loss scale is taken out.
-
-    Raises:
-        RuntimeError: see :func:`load`.
-        MemoryError: no memory for the call's own bookkeeping.
-    """
-    library = load()
-    squares = torch.empty(len(tensor_table), dtype=torch.float64, device="cpu")
-    failed = library.handle.graddrop_grad_squares(
-        *_tables(tensor_table, layout_table, group_table, counters),
-        masked,
-        _DTYPES[grad_dtype],
-        *_machine(library),
-        squares.data_ptr(),
-    )
-    if failed:
-        raise MemoryError("The CPU kernel could not allocate its list of tiles")
-    return squares
-
-
-def _tables(
-    tensor_table: Tensor, layout_table: Tensor, group_table: Tensor, counters: Tensor
-) -> tuple[int, ...]:
-    return (
-        tensor_table.data_ptr(),
-        tensor_table.shape[0],
-        layout_table.data_ptr(),
-        group_table.data_ptr(),
-        counters.data_ptr(),
-    )
+        Raises:
+            RuntimeError: see :func:`load`.
+            MemoryError: no memory for the call's own bookkeeping.
+        """
+        library = load()
+        squares = torch.empty(len(self._tensor_table), dtype=torch.float64, device="cpu")
+        failed = library.handle.graddrop_grad_squares(
+            *self._places,
+            group_table.data_ptr(),
+            counters.data_ptr(),
+            masked,
+            self._dtypes[1],
+            *_machine(library),
+            squares.data_ptr(),
+        )
+        if failed:
+            raise MemoryError("The CPU kernel could not allocate its list of tiles")
+        return squares
 
 
 def _machine(library: Library) -> tuple[int, int, int | None]:

@@ -1,5 +1,6 @@
 """Launches of the Triton step: tables kept on the device, uploaded again only where they moved."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from .capture import relaxed_capture
 from .norm import dense_squares, strided_squares, sum_chunks
 from .prepare import ACTIVE, FLOATS, GRAD_FACTOR, INTS, prepare
 from .step import dense_step, strided_step
+from .streams import keep_for_current_stream
 from .walk import BLOCK, SOURCE_LONG_ROW, TILES
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -138,6 +140,7 @@ class TritonStep:
         """
         n_tensors = len(self._tensor_table)
         self._n_launched = 0
+        keep_for_current_stream(self._device, self._tables())
         with self._on_device():
             prepare[(triton.cdiv(n_tensors, PREPARE_BLOCK),)](
                 self._tensor_table,
@@ -256,6 +259,12 @@ class TritonStep:
                     )
                 self._n_launched += 1
 
+    def _tables(self) -> Iterator[Tensor]:
+        """All that is its own on the device."""
+        yield from (self._tensor_table, self._layout_table, self.group_table)
+        yield from (self._floats, self._ints, self._arrived, *(self._sums or ()))
+        yield from (launch.chunks for launch in self._launches)
+
     def waiting(self) -> list[bool]:
         """Of each tensor, whether it was counted by the step that is prepared and has not moved.
 
@@ -343,7 +352,7 @@ class TritonStep:
         # torch's pinned allocator reuses a block only after the copies that read it: no ring of
         # our own is needed. A captured copy runs again at each replay, so its source stays.
         capturing = torch.cuda.is_current_stream_capturing()
-        with relaxed_capture() if capturing and torch.version.cuda else nullcontext():
+        with relaxed_capture() if capturing else nullcontext():
             pinned = source.pin_memory()
         target.copy_(pinned, non_blocking=True)
         if capturing:

@@ -149,7 +149,7 @@ class Driver:
     def __init__(self, mode, status=0):
         self.mode, self.status = mode, status
 
-    def cuThreadExchangeStreamCaptureMode(self, reference):
+    def exchange(self, reference):
         """Swap the thread's mode with the caller's."""
         held = reference._obj
         held.value, self.mode = self.mode, held.value
@@ -159,14 +159,37 @@ class Driver:
 def test_a_relaxed_capture_ends_as_it_began(monkeypatch):
     """Within, the thread may allocate; afterwards, also after an error, its mode is the old one."""
     driver = Driver(mode=0)
-    monkeypatch.setattr(capture, "_driver", lambda: driver)
+    monkeypatch.setattr(capture, "_exchange_of_driver", lambda: driver.exchange)
     with pytest.raises(KeyError), capture.relaxed_capture():
         assert driver.mode == capture.RELAXED
         raise KeyError
     assert driver.mode == 0
-    monkeypatch.setattr(capture, "_driver", lambda: Driver(mode=0, status=1))
-    with pytest.raises(RuntimeError, match="CUDA driver error 1"), capture.relaxed_capture():
+    refusing = Driver(mode=0, status=1)
+    monkeypatch.setattr(capture, "_exchange_of_driver", lambda: refusing.exchange)
+    with pytest.raises(RuntimeError, match="refused .*error 1"), capture.relaxed_capture():
         pytest.fail("the driver refused")
+
+
+@pytest.mark.parametrize("hip", [None, "7.0"])
+def test_each_driver_is_asked_by_its_own_name(hip, monkeypatch):
+    """CUDA's, or HIP's below torch's library."""
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            self.name = name
+
+        def __getattr__(self, function):
+            asked.append((self.name, function))
+            return function
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(capture.ctypes, "CDLL", Library)
+    capture._exchange_of_driver.cache_clear()
+    capture._exchange_of_driver()
+    capture._exchange_of_driver.cache_clear()
+    prefix, library = ("hip", "libtorch_hip.so") if hip else ("cu", "libcuda.so.1")
+    assert asked == [(library, f"{prefix}ThreadExchangeStreamCaptureMode")]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import abi
+from ...kernels.gpu.streams import keep_for_current_stream
 from ...mask import count_dropped, keep_units
 from ..knobs import Knobs
 from ..slot import Slot
@@ -54,6 +55,8 @@ class Decisions:
             counters: int64 [2], on the device.
             group_table: float64 [n_groups, N_GROUP_COLUMNS], on the device, written.
         """
+        tables = (table for member in self._members for table in member[1:])
+        keep_for_current_stream(self._column.device, (self._column, *tables))
         for index, rows, places, units in self._members:
             group, n_units = knobs[index], len(units)
             draw = counters[abi.MASKS_BEGUN]
