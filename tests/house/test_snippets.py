@@ -7,8 +7,9 @@ The pages of methods have a test of their own (``test_method_pages.py``), plans 
 import contextlib
 import io
 import re
-import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def test_groups_by_hand_are_what_the_page_says(at_hand: dict[str, Any]) -> None:
 def test_a_script_of_a_page_runs(page: str, block: str, at_hand: dict[str, Any]) -> None:
     """As a file, since its workers import it."""
     Path("script.py").write_text(block, encoding="utf-8")
-    runpy.run_path("script.py", run_name="__main__")
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert list(Path("runs").rglob("result.json"))
 
 

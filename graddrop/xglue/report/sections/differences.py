@@ -46,7 +46,9 @@ def verdict(comparisons: Sequence[Comparison], plan: AnalysisPlan) -> str:
         masking = [c for c in comparisons if c.arm.masks and c.control.method == "standard"]
         parts = [_sentence(c, plan) for c in masking if c.arm == masking[0].arm and c.task]
     if not parts:
-        return "Verdict: none, since no masking method ran beside standard fine-tuning."
+        return (
+            "Verdict: none, since no masking method ran with the settings of standard fine-tuning."
+        )
     return f"Verdict: {'; '.join(parts)}."
 
 
