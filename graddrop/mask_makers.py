@@ -118,7 +118,7 @@ def top_masks(
         per_tensor: of each tensor by itself, instead of all entries together.
 
     Returns:
-        bool per parameter, of its shape and on its device; True: kept.
+        bool per parameter, of its shape and on its device, True where kept.
 
     Raises:
         ValueError: a density outside [0, 1], NaN among the scores, or a DTensor.
