@@ -259,3 +259,9 @@ def test_the_core_says_where_its_tensors_are() -> None:
     found = {name: homeless(path.read_text()) for name, path in core.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
     assert homeless("torch.zeros(3)\ntorch.zeros(3, device=d)") == [1]  # negative control
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by name alone: the second would not be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 80 and len(names) == len(set(names))

@@ -115,12 +115,12 @@ def test_state_is_two_moments_and_a_number(backend, device):
 
 
 def test_tables_grow_with_the_number_of_tensors(backend, device):
-    """Kept between steps: under 320 bytes per tensor, and on the GPU 8 bytes per 16,384 entries."""
+    """Kept between steps: under 336 bytes per tensor, and on the GPU 8 bytes per 16,384 entries."""
     n_entries = 3 * TILES_PER_CHUNK * TILE + 5  # four chunks
     shapes = ((5, 8),) * 20 if backend == "triton" else ((5, 8),) * 20 + ((n_entries,),) * 3
     optimizer = make_optimizer(backend, device, shapes)
     train(optimizer, 1)
-    assert plan_bytes(optimizer) <= 320 * len(shapes) + CONSTANT
+    assert plan_bytes(optimizer) <= 336 * len(shapes) + CONSTANT
     if backend == "triton":
         assert plan_bytes(optimizer) >= 14 * 8 * len(shapes)  # control: the tables are seen
 
