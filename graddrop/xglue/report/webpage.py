@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from html import escape
+from itertools import takewhile
 
 from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture, Table
 
@@ -75,9 +76,7 @@ figcaption { font-size: .9rem; max-width: 46rem; }
 
 
 def render_webpage(blocks: Sequence[Block]) -> str:
-    """Write a document; its first block is its title, its second what it found.
-
-    The contents come after both.
+    """Write a document: its title, what it found in words and a picture, then the contents.
 
     Args:
         blocks: The document.
@@ -85,9 +84,11 @@ def render_webpage(blocks: Sequence[Block]) -> str:
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     sections = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
     places = {id(section): f"section-{number}" for number, section in enumerate(sections, 1)}
+    opening = takewhile(lambda b: isinstance(b, Paragraph | Picture), blocks[1:])
+    first = 1 + sum(1 for _ in opening)
     parts = []
     for number, block in enumerate(blocks):
-        if sections and number == min(2, blocks.index(sections[0])):
+        if sections and number == min(first, blocks.index(sections[0])):
             parts.append(_contents(sections))
         parts.append(_render(block, places.get(id(block))))
     return _HEAD.format(title=escape(title), style=_STYLE) + "".join(parts) + _FOOT

@@ -14,7 +14,11 @@ from graddrop.xglue.report.markdown import render_markdown
 from graddrop.xglue.report.pictures.curves import draw_curves
 from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.rates import Rates, at_chosen_rates, choose_rates
-from graddrop.xglue.report.sections.differences import difference_section, verdict
+from graddrop.xglue.report.sections.differences import (
+    difference_picture,
+    difference_section,
+    verdict,
+)
 from graddrop.xglue.report.sections.equal_cost import cost_section
 from graddrop.xglue.report.sections.languages import Baselines, language_section
 from graddrop.xglue.report.sections.learning_rates import tuning_section
@@ -156,6 +160,8 @@ def _opening(
     where = " on invented languages" if experiment.invented else ""
     yield Heading(f"{title}: {count} run{'s' if count > 1 else ''}{where}", 1)
     yield Paragraph(verdict(comparisons, plan) + (INVENTED if experiment.invented else ""))
+    if comparisons:
+        yield difference_picture(experiment, comparisons, plan)
     yield Items([*explained(experiment)])
     yield Items([*_summary(experiment, _is_stand_in(experiment), source)])
 

@@ -19,7 +19,7 @@ from graddrop.xglue.data.sources import open_source
 from graddrop.xglue.mini import MiniSize, write_mini_xglue
 from graddrop.xglue.report import write_report
 from graddrop.xglue.report.collect import Arm, Run
-from graddrop.xglue.report.document import Heading, Paragraph, Table
+from graddrop.xglue.report.document import Heading, Items, Paragraph, Picture, Table
 from graddrop.xglue.report.gains import Gains
 from graddrop.xglue.report.markdown import render_markdown, render_table
 from graddrop.xglue.report.pictures.curves import curves, draw_curves
@@ -266,11 +266,12 @@ def test_rendering_escapes_every_kind_of_text() -> None:
 
 def test_what_was_found_comes_before_the_contents() -> None:
     """On the page, too; a document of sections alone has its contents first."""
-    blocks = [Heading("Title", 1), Paragraph("Verdict"), Paragraph("More"), Heading("One")]
+    drawn = Picture("seen", "Drawn", {"svg": b"<svg/>"})
+    blocks = [Heading("Title", 1), Paragraph("Verdict"), drawn, Items(["More"]), Heading("One")]
     html = render_webpage(blocks)
-    order = [html.index(text) for text in ("<h1>", "Verdict", "<nav", "More", "<h2")]
+    order = [html.index(text) for text in ("<h1>", "Verdict", "<figure>", "<nav", "More", "<h2")]
     assert order == sorted(order) and html.count("<nav") == 1
-    short = render_webpage([blocks[0], blocks[3]])
+    short = render_webpage([blocks[0], blocks[-1]])
     assert short.index("<nav") < short.index("<h2") and short.count("<nav") == 1
 
 

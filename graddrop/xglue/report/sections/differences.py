@@ -12,7 +12,7 @@ from graddrop.xglue.report.comparison import (
     SECONDARY,
     Comparison,
 )
-from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Table
+from graddrop.xglue.report.document import Block, Heading, Items, Paragraph, Picture, Table
 from graddrop.xglue.report.pictures.forest import draw_differences
 from graddrop.xglue.report.pictures.style import picture
 from graddrop.xglue.report.statistics import CONFIDENCE, MIN_PAIRS, POWER, SIGN_FLIPS, pairs_needed
@@ -84,6 +84,18 @@ def reading(comparison: Comparison, plan: AnalysisPlan) -> str:
     return f"undecided, {needed} pairs would show {plan.margin:g} points"
 
 
+def difference_picture(
+    experiment: Experiment, comparisons: Sequence[Comparison], plan: AnalysisPlan
+) -> Picture:
+    """Draw how the arms differ from their controls; there is at least one pair."""
+    return picture(
+        "differences",
+        "Score on test less that of the control: mean over pairs and 95 % interval, in points; "
+        f"grey: less than {plan.margin:g} points{experiment.among}",
+        draw_differences(comparisons, plan.margin),
+    )
+
+
 def difference_section(
     experiment: Experiment, comparisons: Sequence[Comparison], plan: AnalysisPlan
 ) -> Iterator[Block]:
@@ -95,12 +107,6 @@ def difference_section(
             "and settings of another run."
         )
         return
-    yield picture(
-        "differences",
-        "Score on test less that of the control: mean over pairs and 95 % interval, in points; "
-        f"grey: less than {plan.margin:g} points{experiment.among}",
-        draw_differences(comparisons, plan.margin),
-    )
     for task in experiment.tasks:
         languages = plan.outcome(experiment, task)
         yield Paragraph(f"{task}: official score, mean over {', '.join(languages)}.")
