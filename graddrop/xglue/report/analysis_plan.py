@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class AnalysisPlan:
 
     Args:
         title: Of the report.
-        where: Settings by name: the report is about the runs that have them.
+        where: Settings by name, and tables of settings by task: the report is about the runs that
+            have those of all tasks and of their own.
         primary: The confirmatory family of tests; all others are secondary.
         select: Which dev chooses the learning rate of an arm that was run at several: `en-dev`,
             strictly zero-shot, or `average-dev`.
@@ -62,6 +64,12 @@ class AnalysisPlan:
     margin: float = MARGIN
     languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+
+    def covers(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a run of this configuration is one that the report is about."""
+        own = self.where.get(config["task"], {})
+        asked = {name: value for name, value in self.where.items() if name not in TASKS} | own
+        return all(config.get(name) == value for name, value in asked.items())
 
     def outcome(self, experiment: Experiment, task: str) -> tuple[str, ...]:
         """Return the languages over which differences in a task are averaged."""
@@ -91,10 +99,7 @@ def read_analysis_plan(path: Path) -> AnalysisPlan:
     select = values.get("select", AnalysisPlan.select)
     if select not in ("en-dev", "average-dev"):
         raise ValueError(f"{path}: select: expected en-dev or average-dev, got {select!r}")
-    where = spelt(values.get("where", {}), f"{path}: where")
-    for name in where:
-        if name not in SETTINGS:
-            raise ValueError(f"{path}: where: unknown setting {name!r}")
+    where = _where(values.get("where", {}), path)
     languages = values.get("languages", {})
     if not isinstance(languages, Mapping):
         raise ValueError(f"{path}: languages: expected a list for each task, got {languages!r}")
@@ -114,6 +119,18 @@ def read_analysis_plan(path: Path) -> AnalysisPlan:
         {task: tuple(codes) for task, codes in languages.items()},
         _cost(values.get("cost", {}), path),
     )
+
+
+def _where(entries: Any, path: Path) -> dict[str, Any]:
+    origin = f"{path}: where"
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{origin}: expected a table of settings, got {entries!r}")
+    own = {task: spelt(entries[task], f"{origin}.{task}") for task in TASKS if task in entries}
+    shared = spelt({name: entries[name] for name in entries if name not in own}, origin)
+    for name in (*shared, *chain.from_iterable(own.values())):
+        if name not in SETTINGS:
+            raise ValueError(f"{origin}: unknown setting {name!r}")
+    return shared | own
 
 
 def _cost(entries: Any, path: Path) -> dict[str, float]:

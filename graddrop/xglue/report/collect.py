@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -195,13 +195,16 @@ class Experiment:
         return [code for code in order if code in scored] + sorted(scored - set(order))
 
 
-def collect(place: Path, where: Mapping[str, Any] | None = None) -> Experiment:
+def collect(
+    place: Path, covers: Callable[[Mapping[str, Any]], bool] = lambda config: True
+) -> Experiment:
     """Read every run below a folder, or in a file of scores.
 
     Args:
         place: A folder with run folders at any depth, or a file of JSON lines (see
             `graddrop.xglue.training.score_file.ScoreFile`).
-        where: Settings by name: runs that have others are passed over.
+        covers: Says of a configuration whether the experiment is about it: other runs are passed
+            over.
 
     Raises:
         ReportError: If no run has finished; if runs differ in data or model; if two runs are the
@@ -225,7 +228,7 @@ def collect(place: Path, where: Mapping[str, Any] | None = None) -> Experiment:
         raise ReportError(
             f"{place}: expected a folder of runs or a file of scores, found none; check the path"
         )
-    results = {name: result for name, result in results.items() if _has(result["config"], where)}
+    results = {name: result for name, result in results.items() if covers(result["config"])}
     if not results:
         begun = failed or unfinished
         found = f"{len(failed)} failed, {len(unfinished)} unfinished" if begun else "none"
@@ -266,10 +269,6 @@ def _not_finished(
         if {"task", "method", "seed"} <= config.keys():
             begun.append(name)
     return failed, tuple(begun)
-
-
-def _has(config: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
-    return all(config.get(name) == value for name, value in (wanted or {}).items())
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -107,7 +107,7 @@ def write_report(
     """
     files = Files.of(place, output)
     plan = read_analysis_plan(plan_file) if plan_file else AnalysisPlan()
-    everything = collect(place, plan.where)
+    everything = collect(place, plan.covers)
     rates = choose_rates(everything, plan.select)
     experiment = at_chosen_rates(everything, rates)
     sizes = text_sizes(experiment.model, files.markdown.parent, sizes_file)

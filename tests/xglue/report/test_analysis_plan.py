@@ -112,6 +112,18 @@ def test_one_command_makes_the_page_of_a_study(
     assert "Learning curves" not in text  # a line has none
 
 
+def test_a_plan_covers_runs_by_the_settings_of_all_tasks_and_of_their_own(tmp_path: Path) -> None:
+    """A task that has no table is asked for what all are."""
+    path = tmp_path / "plan.toml"
+    path.write_text("[where]\nbatch-size = 16\nmax-steps = 5\n[where.qam]\nmax-steps = 9\n")
+    covers = read_analysis_plan(path).covers
+    assert covers({"task": "qam", "batch_size": 16, "max_steps": 9})
+    assert not covers({"task": "qam", "batch_size": 16, "max_steps": 5})
+    assert not covers({"task": "qam", "batch_size": 8, "max_steps": 9})
+    assert covers({"task": "pos", "batch_size": 16, "max_steps": 5})
+    assert not covers({"task": "pos", "batch_size": 16, "max_steps": 9})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -121,6 +133,8 @@ def test_one_command_makes_the_page_of_a_study(
         ({"title": 3}, "title: expected a text, got 3"),
         ({"where": {"x": 1}}, "where: unknown setting 'x'"),
         ({"where": 3}, "where: expected a table of settings, got 3"),
+        ({"where": {"qam": 3}}, "where.qam: expected a table of settings, got 3"),
+        ({"where": {"qam": {"x": 1}}}, "where: unknown setting 'x'"),
         ({"primary": {"task": "qam"}}, r"primary: expected tables \[\[primary\]\]"),
         ({"primary": [{"task": "qam"}]}, "primary: expected task, arm and control"),
         (

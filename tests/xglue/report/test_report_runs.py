@@ -314,10 +314,10 @@ def test_a_report_is_about_the_runs_that_are_asked_for(tmp_path: Path) -> None:
     put(tmp_path / "a", qadsm("standard", 0, 0.5, max_steps=5))
     put(tmp_path / "b", qadsm("standard", 0, 0.6, max_steps=6))
     assert len(collect(tmp_path).arms) == 2
-    found = collect(tmp_path, {"max_steps": 6})
+    found = collect(tmp_path, AnalysisPlan(where={"max_steps": 6}).covers)
     assert [(run.arm.label, run.score("test")) for run in found.runs] == [("standard", 0.6)]
     with pytest.raises(ReportError, match="expected finished runs"):
-        collect(tmp_path, {"max_steps": 7})
+        collect(tmp_path, AnalysisPlan(where={"max_steps": 7}).covers)
 
 
 def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
