@@ -17,7 +17,8 @@ from graddrop.kernels.cpu import binding
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 SOURCES = ("kernels/cpu/graddrop_cpu.cpp", "tests/kernels/emulated/driver.cpp")
-_ADDRESSES = (abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ, abi.STEP)
+# Columns that hold addresses, in the order of the driver.
+_ADDRESSES = (abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ, abi.STEP, abi.KEEP_BITS)
 _SIZES = (4, 2, 2)  # bytes by number of a dtype, as in binding: the third is rounded at random
 
 
@@ -118,14 +119,16 @@ def _copy(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def _first_addresses(table: np.ndarray, dtypes: list[int], squares: bool) -> np.ndarray:
-    """Address of each tensor's first entry, and of its counter; -1 where nothing is looked at."""
+    """Addresses of each tensor's first entry, counter and bits; -1 where nothing is looked at."""
     param, grad, moments = (_SIZES[dtype] for dtype in dtypes)
-    sizes = np.array([param, grad, moments, moments, 0])
+    sizes = np.array([param, grad, moments, moments, 0, 0])
     begin = np.where(table[:, abi.LAYOUT] < 0, table[:, abi.BEGIN], 0)
     first = table[:, _ADDRESSES] + begin[:, None] * sizes
+    first[:, -1] += table[:, abi.BEGIN] // 8
     used = table[:, abi.GRAD] != abi.NO_GRAD
     entries = used & (table[:, abi.END] > table[:, abi.BEGIN])
-    looked_at = np.stack([entries] * 4 + [used], axis=1)
+    loaded = entries & (table[:, abi.MODE] // abi.N_SITES == abi.SOURCE_LOADED)
+    looked_at = np.stack([entries] * 4 + [used, loaded], axis=1)
     if squares:
         looked_at[:, [abi.PARAM, abi.EXP_AVG, abi.EXP_AVG_SQ]] = False
     return np.where(looked_at, first, -1)

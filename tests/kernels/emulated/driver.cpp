@@ -31,7 +31,8 @@ void write(const void* data, size_t n_bytes) {
 int main() {
     enum { SQUARES, N_TENSORS, N_LAYOUTS, N_GROUPS, N_SEGMENTS, DTYPES, MASKED = DTYPES + 3,
            N_THREADS, N_NUMBERS };
-    constexpr int N_ADDRESSES = STEP + 1;  // the columns PARAM to STEP
+    constexpr int ADDRESSES[] = {PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, STEP, KEEP_BITS};
+    constexpr int N_ADDRESSES = sizeof ADDRESSES / sizeof *ADDRESSES;
     const auto numbers = read<int64_t>(N_NUMBERS);
     const auto grad_factor = read<double>(1)[0];
     const int64_t n_tensors = numbers[N_TENSORS];
@@ -56,11 +57,11 @@ int main() {
         segments.push_back(segment);
     }
     for (int64_t i = 0; i < n_tensors; ++i)
-        for (int column = 0; column < N_ADDRESSES; ++column) {
-            const int64_t k = segment_of[size_t(i * N_ADDRESSES + column)];
+        for (int which = 0; which < N_ADDRESSES; ++which) {
+            const int64_t k = segment_of[size_t(i * N_ADDRESSES + which)];
             if (k < 0) continue;
             const Segment& segment = segments[size_t(k)];
-            table[size_t(i * N_TENSOR_COLUMNS + column)] +=
+            table[size_t(i * N_TENSOR_COLUMNS + ADDRESSES[which])] +=
                 reinterpret_cast<int64_t>(segment.memory) - segment.address;
         }
 

@@ -14,6 +14,7 @@ from graddrop import testing
 from graddrop.kernels.cpu import binding
 from graddrop.mask import Shard
 from graddrop.step import backends
+from graddrop.step.keep_bits import KeepBits
 from graddrop.testing import BF16, F32, FP32_ARITHMETIC, make_knobs, random_slot
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,7 @@ DTYPES = [(F32, F32, F32), (BF16, BF16, F32), (BF16, BF16, BF16), (F32, F32, BF1
 RELAYS = {(30, 45): transposed, (7, 50): every_second, (1300,): unaligned}
 SHAPES = [(0,), (1,), (1025,), (13, 7), (), *RELAYS]
 FAR = Shard((2**36,), (2**32 - 500,))  # begins before 2**32, ends behind it
+ANYWHERE = Shard((9999,), (1017,))  # begins within a byte of bits
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +63,13 @@ def step(slots, knobs, counters=(5, 2)):
 
 
 def a_mix(dtypes):
-    """(slots, knobs): tensors of every shape, layout, granularity and site; a far shard of each."""
+    """(slots, knobs): tensors of every shape, layout, mask and site; a far shard of each."""
     knobs, slots = [], []
-    for granularity, (site, mask_decay) in itertools.product(GRANULARITIES, SITES):
+    for mask, (site, mask_decay) in itertools.product([*GRANULARITIES, "loaded"], SITES):
         group = len(knobs)
         knobs.append(
             make_knobs(
-                granularity=granularity,
+                granularity="element" if mask == "loaded" else mask,
                 site=site,
                 mask_decay=mask_decay,
                 rescale=True,
@@ -75,14 +77,28 @@ def a_mix(dtypes):
                 period=group % 3,
             )
         )
+        of_group = []
         for shape, shard in [*((shape, None) for shape in SHAPES), ((1100,), FAR)]:
-            number = len(slots)
+            number = len(slots) + len(of_group)
             slot = random_slot(
                 shape, dtypes, seed=number, stream_id=number, layer=number, shard=shard, group=group
             )
             relay = RELAYS.get(shape)
-            slots.append(slot if relay is None else replace(slot, param=relay(slot.param)))
+            of_group.append(slot if relay is None else replace(slot, param=relay(slot.param)))
+        slots += with_masks(of_group)[0] if mask == "loaded" else of_group
     return slots, knobs
+
+
+def with_masks(slots):
+    """The slots, each with a loaded mask of half its entries; and the masks."""
+    keeps = [
+        torch.rand(slot.param.shape, generator=torch.Generator().manual_seed(number)) < 0.5
+        for number, slot in enumerate(slots)
+    ]
+    return [
+        replace(slot, keep_bits=KeepBits.pack(keep, slot.param, slot.shard))
+        for slot, keep in zip(slots, keeps, strict=True)
+    ], keeps
 
 
 def values(slots):
@@ -154,6 +170,29 @@ def test_masks_are_the_contract_bit_for_bit(granularity, emulated, monkeypatch):
         assert torch.equal(slot.param != old, expected)
         if granularity in ("element", "row"):
             assert not torch.equal(expected, expected.flip(0))  # control
+
+
+def test_loaded_masks_are_read_bit_for_bit(emulated, monkeypatch):
+    """What moves is what the mask keeps, whatever drop_prob, unaligned, strided, cut anywhere."""
+    knobs = halving(drop_prob=1.0)
+    slots = [
+        random_slot(shape, seed=number, stream_id=number, shard=shard)
+        for number, (shape, shard) in enumerate(
+            [*((shape, None) for shape in SHAPES), ((20_000,), FAR), ((3000,), ANYWHERE)]
+        )
+    ]
+    slots = [
+        still(slot, param=RELAYS.get(tuple(slot.param.shape), torch.clone)(slot.param))
+        for slot in slots
+    ]
+    slots, keeps = with_masks(slots)
+    before = [slot.param.clone() for slot in slots]
+    monkeypatch.setattr(binding, "load", lambda: as_library(emulated))
+    step(slots, [knobs])
+    for slot, old, keep in zip(slots, before, keeps, strict=True):
+        assert torch.equal(slot.param != old, keep), slot.param.shape
+        if keep.numel() > 100:  # control: another mask is seen
+            assert not torch.equal(slot.param != old, keep.flip(0))
 
 
 @pytest.mark.parametrize("masked", [False, True])
