@@ -19,6 +19,8 @@ FLOORS = (
     ("graddrop.step",),  # 3. one step of many tensors
     ("graddrop.state",),  # 4. what an optimizer remembers between two steps
     # 5. what users import
+    ("graddrop.optimizer_state",),
+    ("graddrop.optimizer_masks",),
     ("graddrop.functional", "graddrop.mask_makers", "graddrop.methods", "graddrop.optimizer"),
     ("graddrop.testing",),
     ("graddrop.exemptions", "graddrop.method_pages", "graddrop.trainer"),
