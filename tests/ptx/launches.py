@@ -18,6 +18,7 @@ from graddrop.kernels.gpu import launch
 from .machine import Code, Machine, Rules
 from .memory import Counts, live_storages
 from .program import parse
+from .threads import Threads
 
 KERNELS = (
     "prepare",
@@ -117,15 +118,15 @@ class ExecutedKernel:
             # Parameters beyond these point to scratch memory, of which there is none.
             numbers += [0] * (len(code.program.parameters) - len(numbers))
             (n_blocks,) = grid
-            machine = Machine(
-                code,
+            threads = Threads(
+                code.program,
                 n_blocks,
                 compiled.metadata.num_warps * 32,
                 numbers,
                 compiled.metadata.shared,
                 live_storages(),
             )
-            counts = machine.run()
+            counts = Machine(code, threads).run()
             self._execution.add(Launch(self._kernel.__name__, n_blocks, counts))
 
         return launch

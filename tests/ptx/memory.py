@@ -1,4 +1,4 @@
-"""Global memory: the storages of live tensors, accesses checked and counted."""
+"""Memory that a launch accesses, checked: storages of live tensors, and the bytes of each block."""
 
 import ctypes
 import gc
@@ -14,6 +14,7 @@ from .races import Accesses, Array, Fault, Order
 
 SECTOR = 32  # bytes that a GPU's memory moves at least
 WARP = 32  # threads that execute an instruction together
+GARBAGE = 0xA5A5A5A5A5A5A5A5  # what registers and shared memory hold before they are written
 
 
 _found: list[weakref.ref[torch.Tensor]] = []  # tensors that a look has found
@@ -54,8 +55,8 @@ class Counts:
         return SECTOR * sum(n for access, n in self.sectors.items() if access.startswith(kind))
 
 
-class Memory:
-    """Global memory as one launch sees it.
+class GlobalMemory:
+    """The storages of tensors, accesses counted.
 
     Args:
         storages: (first address, end) that may be accessed.
@@ -131,6 +132,47 @@ class Memory:
         self._counts.requests[access] += n_runs(warp)
         # An aligned access of up to 32 bytes lies in one sector.
         self._counts.sectors[access] += len(np.unique((warp << 43) | (address // SECTOR)))
+
+
+class SharedMemory:
+    """What each block of a launch has for itself, addresses from 0.
+
+    Args:
+        n_bytes: of a block.
+        block: of each thread, [n_threads].
+        n_blocks: of the launch.
+        order: of the launch.
+    """
+
+    def __init__(self, n_bytes: int, block: Array, n_blocks: int, order: Order) -> None:
+        self._n_bytes = -(-n_bytes // 16) * 16
+        self._block = block
+        room = n_blocks * self._n_bytes // 8
+        self._bytes = np.full(room, GARBAGE, np.uint64).view(np.uint8)
+        self._accesses = Accesses(8 * room, order, shared=True)
+
+    def load(self, address: Array, bits: int, n: int, thread: Array) -> list[Array]:
+        """As :meth:`GlobalMemory.load`."""
+        size = bits // 8 * n
+        offset = self._checked(address, size, thread)
+        self._accesses.read(offset, size, thread)
+        values, first = self._bytes.view(UNSIGNED[bits]), offset // (bits // 8)
+        return [values[first + i] for i in range(n)]
+
+    def store(self, address: Array, bits: int, values: list[Array], thread: Array) -> None:
+        """As :meth:`GlobalMemory.store`."""
+        size = bits // 8 * len(values)
+        offset = self._checked(address, size, thread)
+        self._accesses.write(offset, size, thread)
+        memory, first = self._bytes.view(UNSIGNED[bits]), offset // (bits // 8)
+        for i, value in enumerate(values):
+            memory[first + i] = value
+
+    def _checked(self, address: Array, size: int, thread: Array) -> Array:
+        """Offsets into the bytes of all blocks."""
+        if ((address % size != 0) | (address < 0) | (address + size > self._n_bytes)).any():
+            raise Fault(f"misaligned or out of the block's {self._n_bytes} bytes")
+        return self._block[thread] * self._n_bytes + address
 
 
 def n_runs(warp: Array) -> int:

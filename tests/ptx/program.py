@@ -57,6 +57,11 @@ class Program:
     labels: dict[str, int] = field(default_factory=dict)
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
 
+    def bits_type(self, register: str) -> str:
+        """The type of bits that a register holds: "pred", "b32", "b64"."""
+        kind = self.registers[register]
+        return kind if kind == "pred" else f"b{BITS[kind]}"
+
 
 def parse(ptx: str) -> Program:
     """Parse the one entry of a PTX module.

@@ -5,6 +5,7 @@ import torch
 from ptx.machine import Code, Machine, Rules
 from ptx.program import UnknownInstruction, parse
 from ptx.races import Fault
+from ptx.threads import Threads
 
 HEAD = """
 .version 8.7
@@ -32,7 +33,8 @@ def run(body, memory, n_blocks=1, block_size=64, order=None):
     code = Code(parse(HEAD + body + "\n    ret;\n}\n"), Rules(order=order))
     begin = memory.data_ptr()
     storages = [(begin, begin + memory.nbytes)]
-    return Machine(code, n_blocks, block_size, [begin], 1024, storages).run()
+    threads = Threads(code.program, n_blocks, block_size, [begin], 1024, storages)
+    return Machine(code, threads).run()
 
 
 def test_each_thread_has_its_own_address():
