@@ -8,18 +8,15 @@ from typing import Any
 
 import cpuinfo
 import torch
-from pytest_benchmark.utils import get_commit_info
 
 import graddrop
+from graddrop.xglue.training import provenance
 
 
 def commit() -> dict[str, Any]:
-    """Name the commit: of git, or by GRADDROP_COMMIT, for a copy of the files without .git."""
-    named = os.environ.get("GRADDROP_COMMIT")
-    if named is not None:
-        return {"id": named.removesuffix("-dirty"), "dirty": named.endswith("-dirty")}
-    found = get_commit_info()
-    return {"id": found["id"], "dirty": found["dirty"]}
+    """Name the commit: ``id``, "unversioned" where there is none, and whether it is ``dirty``."""
+    named = provenance.commit("bench") or "unversioned"
+    return {"id": named.removesuffix("-dirty"), "dirty": named.endswith("-dirty")}
 
 
 def origin(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graddrop.exemptions import EXEMPTIONS
-from graddrop.xglue.methods import METHODS
+from graddrop.xglue.methods import METHODS, drop_probs_of
 from graddrop.xglue.names import meant
 from graddrop.xglue.tasks import get_task
 
@@ -205,9 +205,7 @@ class FinetuneConfig:
     @property
     def drop_probs(self) -> tuple[float, ...]:
         """None, one drop probability for the whole training, or several."""
-        if isinstance(self.drop_prob, tuple):
-            return self.drop_prob
-        return () if self.drop_prob is None else (self.drop_prob,)
+        return drop_probs_of(self.drop_prob)
 
     @property
     def step_batch_size(self) -> int:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def drop_probs_of(drop_prob: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    """The drop probabilities of a setting: none, one for the whole training, or several."""
+    if isinstance(drop_prob, tuple):
+        return drop_prob
+    return () if drop_prob is None else (drop_prob,)
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
@@ -38,7 +45,7 @@ class Method:
     @property
     def drop_probs(self) -> tuple[float, ...]:
         """The drop probability, or those that follow each other."""
-        return self.drop_prob if isinstance(self.drop_prob, tuple) else (self.drop_prob,)
+        return drop_probs_of(self.drop_prob)
 
 
 METHODS: Mapping[str, Method] = {

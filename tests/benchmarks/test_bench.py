@@ -13,9 +13,10 @@ import torch
 from helpers.root import ROOT
 from torch.nn import Parameter
 
-from bench import bench_step, conftest, footprint, origin, render
+from bench import bench_step, conftest, footprint, render
 from bench.peers import PEERS, Peer
 from bench.workloads import WORKLOADS
+from graddrop.xglue.training import provenance
 
 
 @pytest.mark.parametrize(
@@ -237,17 +238,43 @@ def test_an_interrupted_run_keeps_the_rows_that_are_whole(tmp_path, interrupted_
     assert "commit 0123456789 with changes" in table
 
 
-def test_the_environment_names_the_commit(monkeypatch):
-    """Where .git is absent; a tree without changes is not called changed."""
-    unknown = {"id": "unversioned", "dirty": True, "branch": "(unknown)"}
-    monkeypatch.setattr(origin, "get_commit_info", lambda: unknown)
+def test_a_record_names_its_commit(tmp_path, monkeypatch):
+    """Of git, dirty where what it measured is edited; of the environment, which comes first."""
     monkeypatch.delenv("GRADDROP_COMMIT", raising=False)
-    info = {}
-    conftest.pytest_benchmark_update_commit_info(info)
-    assert info == {"id": "unversioned", "dirty": True}
+    for name in ("graddrop/__init__.py", "kernels/step.py", "bench/peers.py", "docs/index.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    monkeypatch.setattr(provenance.graddrop, "__file__", str(tmp_path / "graddrop/__init__.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert named() == {"id": "unversioned", "dirty": False}
+
+    def git(*arguments):
+        ours = ("-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", *ours, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    found = git("rev-parse", "HEAD")
+    assert named() == {"id": found, "dirty": False}
+    for name, counts in (("docs/index", 0), ("bench/peers", 1), ("kernels/step", 1)):
+        edited = next(tmp_path.glob(f"{name}.*"))
+        edited.write_text("edited")
+        assert named() == {"id": found, "dirty": bool(counts)}
+        assert provenance.commit() == found + "-dirty" * (name == "kernels/step")
+        git("checkout", ".")
     monkeypatch.setenv("GRADDROP_COMMIT", "89ab")
+    assert named() == {"id": "89ab", "dirty": False}
+
+
+def named():
+    """The commit as pytest-benchmark writes it into a record."""
+    info = {"id": "its own", "dirty": True}
     conftest.pytest_benchmark_update_commit_info(info)
-    assert info == {"id": "89ab", "dirty": False}
+    return info
 
 
 def make_record():

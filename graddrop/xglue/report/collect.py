@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graddrop.xglue.config import BYSTANDERS, KNOBS
-from graddrop.xglue.methods import METHODS
+from graddrop.xglue.methods import METHODS, drop_probs_of
 from graddrop.xglue.mini import is_mini_xglue
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
 from graddrop.xglue.training.run_folder import (
@@ -62,9 +62,7 @@ class Arm:
     @property
     def drop_probs(self) -> tuple[float, ...]:
         """The drop probabilities: none, one, or several that follow each other."""
-        if isinstance(self.drop_prob, tuple):
-            return self.drop_prob
-        return () if self.drop_prob is None else (self.drop_prob,)
+        return drop_probs_of(self.drop_prob)
 
     @property
     def without_settings(self) -> "Arm":

@@ -20,10 +20,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def commit() -> str | None:
+def commit(*beside: str) -> str | None:
     """Return the commit of this package, with `-dirty` after it if its files have been edited.
 
     `GRADDROP_COMMIT` names it for a copy of the files without `.git`.
+
+    Args:
+        beside: Folders of the checkout in which edits count as well, such as `bench`.
 
     Returns:
         None for an installed package, or where there is no git.
@@ -36,7 +39,8 @@ def commit() -> str | None:
     if not _git(folder, "ls-files", "__init__.py"):
         return None
     found = _git(folder, "rev-parse", "HEAD")
-    edited = _git(folder, "status", "--porcelain", "--untracked-files=no", ".", "../kernels")
+    folders = [".", *(f"../{name}" for name in ("kernels", *beside))]
+    edited = _git(folder, "status", "--porcelain", "--untracked-files=no", *folders)
     return f"{found}-dirty" if found and edited else found
 
 
