@@ -34,9 +34,9 @@ from bench.origin import origin
 from graddrop import FusedGradDropAdamW
 from graddrop.mask import layer_of
 from graddrop.methods import PRESETS
+from graddrop.xglue.adapters import add_adapters
 
 PRODUCTS = ("aten::addmm", "aten::mm")  # of weights; attention's own products are batched
-LORA = {"r": 8, "target_modules": "all-linear"}
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ class Training:
     def __init__(self, model: nn.Module, way: Way, n_layers: int) -> None:
         self.way = way
         if way.lora:
-            from peft import LoraConfig, inject_adapter_in_model
-
-            model = inject_adapter_in_model(LoraConfig(**LORA), copy.deepcopy(model))
-            trained = {n for n, _ in model.named_parameters() if "lora_" in n or "head" in n}
+            model = copy.deepcopy(model)
+            add_adapters(model, ("head.weight", "head.bias"))
+            trained = {name for name, param in model.named_parameters() if param.requires_grad}
         else:
             trained, below = {"head.weight", "head.bias"}, -1
             for name, _ in model.named_parameters():  # in the order of the forward pass

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graddrop.exemptions import exempt_names, head_of, is_bias, is_norm, owned_parameters
 from graddrop.methods import PRESETS
+from graddrop.xglue.adapters import add_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +32,9 @@ class Method:
         shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
             that masks would leave, see `graddrop.xglue.controls.mean_step`.
         shrinks_batch: Whether a step takes (1 - drop_prob) of the batch, over as many steps.
-        trains: `all`, `head` (nothing else), `upper-half` (of the layers, and the head), or
-            `gradually` (top down, one layer after another; Howard & Ruder 2018, arXiv 1801.06146).
+        trains: `all`, `head` (nothing else), `upper-half` (of the layers, and the head),
+            `gradually` (top down, one layer after another; Howard & Ruder 2018, arXiv 1801.06146),
+            or `adapters` (see `graddrop.xglue.adapters`, and the head).
     """
 
     summary: str
@@ -54,6 +56,10 @@ METHODS: Mapping[str, Method] = {
     "upper-half": Method(
         "the upper half of the layers is trained, embeddings and the lower half stay as they are",
         trains="upper-half",
+    ),
+    "lora": Method(
+        "low-rank adapters of the encoder's linear layers are trained, and the head",
+        trains="adapters",
     ),
     "gradual-unfreezing": Method(
         "layers are released one after another, top down, embeddings last", trains="gradually"
@@ -166,9 +172,11 @@ def freeze_for(model: "PreTrainedModel", trains: str) -> None:
     """Take the gradient from what a method leaves as it is from beginning to end.
 
     Args:
-        model: The model.
+        model: The model, which gets adapters where these are trained in its place.
         trains: As in `Method`. Of an odd number of layers the middle one is in the upper half.
     """
+    if trains == "adapters":
+        add_adapters(model, head_of(model))
     if trains not in ("head", "upper-half"):
         return
     *layers, _ = release_order(model)

@@ -32,6 +32,7 @@ FLOORS = (
         "graddrop.xglue.textfile",
         "graddrop.xglue.whole_file",
     ),
+    ("graddrop.xglue.adapters",),
     ("graddrop.xglue.tasks", "graddrop.xglue.methods", "graddrop.xglue"),
     ("graddrop.xglue.controls",),
     ("graddrop.xglue.config", "graddrop.xglue.settings"),

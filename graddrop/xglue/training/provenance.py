@@ -11,12 +11,16 @@ import graddrop
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what takes part in a run, by name."""
+def versions(*further: str) -> dict[str, str]:
+    """Return the versions of what takes part in a run, by name.
+
+    Args:
+        further: Packages that take part in this one.
+    """
     return {
         "python": platform.python_version(),
         "graddrop": graddrop.__version__,
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in (*_PACKAGES, *further)},
     }
 
 

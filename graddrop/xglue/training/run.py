@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import graddrop
 from graddrop.exemptions import head_of, set_head
+from graddrop.xglue.adapters import check_installed, merge_adapters
 from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.data.sources import open_source
 from graddrop.xglue.heads import HEADS
@@ -66,9 +67,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         DataError: If a file is missing, empty or malformed.
         RunFolderError: If the output folder holds something else.
-        ValueError: If the model or its tokenizer cannot be loaded, a tracker is not installed, or
-            the launcher has started other processes, or asks for another precision, than the
-            configuration.
+        ValueError: If the model or its tokenizer cannot be loaded, a tracker, or PEFT where it is
+            needed, is not installed, or the launcher has started other processes, or asks for
+            another precision, than the configuration.
         OSError: If the disk is full or the folder cannot be written.
     """
     import torch
@@ -76,6 +77,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
 
     config = config.resolved()
     _check_trackers(config.report_to)
+    has_adapters = METHODS[config.method].trains == "adapters"
+    if has_adapters:
+        check_installed()
     folder = RunFolder(Path(config.output))
     result = folder.check(config.to_json(), resume)
     if result is not None:
@@ -100,7 +104,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
     is_trained = bool(state) and _is_over(state)
     weights = str(_selected(folder, state, config)) if is_trained else config.model
-    model = load_model(weights, data.task, tokenizer, config.seed)
+    # In a checkpoint with adapters weights have names that no model has before it gets them.
+    origin = config.model if has_adapters else weights
+    model = load_model(origin, data.task, tokenizer, config.seed)
     set_head(model, (folder.head() if checkpoint else None) or head_of(model))
     by_layers = METHODS[config.method].trains in ("gradually", "upper-half")
     if by_layers or config.knobs().get("granularity") == "layer":
@@ -117,9 +123,13 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
         trainer = _trainer(config, data, features, tokenizer, model, arguments, steps, checkpoint)
         if is_trained:
             trainer.state = type(trainer.state).load_from_json(f"{checkpoint}/trainer_state.json")
+            if has_adapters:
+                trainer._load_from_checkpoint(weights)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         train_seconds = trainer.seconds
+        if has_adapters:  # what is scored is what is saved: a model like any other
+            merge_adapters(model)
         scores = _evaluate(trainer, data, tokenizer, folder)
         result = _result(config, data, trainer, scores, train_seconds)
         _save_model(folder, trainer)
@@ -166,7 +176,7 @@ def _result(
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "seconds": {"train": train_seconds, "evaluate": trainer.seconds - train_seconds},
         "commit": commit(),
-        "versions": versions(),
+        "versions": versions(*(["peft"] if METHODS[config.method].trains == "adapters" else [])),
     }
 
 
