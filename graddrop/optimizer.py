@@ -59,9 +59,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
         weight_decay: decoupled decay per unit of lr, >= 0.
         drop_prob: probability in [0, 1] that an entry is dropped; or a schedule, a callable of the
             number of finished steps (``graddrop.schedules``), in force until a group's
-            ``drop_prob`` is set; or a tensor of one element, read on the device. A group with
-            ``drop_prob=0`` is exempt. With a ``GradScaler`` a schedule waits for the device, which
-            alone knows which steps were skipped; a tensor does not.
+            ``drop_prob`` is set to another value; or a tensor of one element, read on the device. A
+            group with ``drop_prob=0`` is exempt. With a ``GradScaler`` a schedule waits for the
+            device, which alone knows which steps were skipped; a tensor does not.
         granularity: what shares one decision: ``"element"``, ``"row"`` (dimension 0),
             ``"tensor"`` or ``"layer"`` (parameters in no layer are kept).
         select: which tensors or layers are dropped: ``"bernoulli"`` (each by its own chance),
@@ -233,6 +233,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
             raise
         self._knobs.add(group, schedule)
         self._plan_cache.add(group)
+        self._counters.look(self.param_groups)
 
     # -- the step ----------------------------------------------------------------------------------
 
@@ -251,7 +252,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
                 cannot serve it; a graph capture without ``capturable=True``, or of a parameter's
                 first step; another mask than the one of :meth:`skip_dropped`. Nothing has changed.
-            ValueError: a param group holds a value outside its range. Nothing has changed.
+            ValueError: a param group holds a value outside its range, or counters that somebody
+                has put there and that the other groups do not have, or that came with another seed.
+                Nothing has changed.
         """
         loss = None
         if closure is not None:
@@ -265,6 +268,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
         self._skipping.check_closed()
         check_capture(self.param_groups, self._knobs.has_schedules)
         clipping = clipping_of(self.max_grad_norm, self.masked_norm, self.norm_group)
+        self._counters.look(self.param_groups)
         knobs = self._next_knobs()
         self._counters.expect_masks(self.param_groups, knobs)
         params = [param for group in self.param_groups for param in group["params"]]

@@ -1,6 +1,5 @@
 """What an optimizer saves, and how it takes it back: state dicts, pickles, copies."""
 
-import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -20,7 +19,7 @@ from .state.checkpoint import (
 from .state.counters import Counters, agreed_counters
 from .state.group_knobs import GroupKnobs
 from .state.groups import OF_ALL_GROUPS, Group, make_plain
-from .state.loaded_masks import LoadedMasks, lost, masks_of_state
+from .state.loaded_masks import KEEP_MASK, LoadedMask, LoadedMasks, masks_of_state, warn_lost
 from .state.plan_cache import PlanCache
 from .state.skipping import Skipping
 from .step.backends import resolve
@@ -128,16 +127,12 @@ class StatefulOptimizer(Optimizer):
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]).reshape(value.shape))
         masks = self._loaded_masks.prepare(masks_of_state(groups, state_dict))
-        if n_lost := lost(masks, self._loaded_masks):
-            warnings.warn(
-                f"the loaded state has no masks for {n_lost} parameters that have one here, and "
-                "removes them: call load_masks after loading to keep them",
-                stacklevel=2,
-            )
+        warn_lost(masks, self._loaded_masks, stacklevel=2)
         schedules = self._knobs.schedules(self.param_groups)
         warn_overridden(self.param_groups, groups, schedules)
         keep_tensors(self.param_groups, groups)
-        self.__setstate__({"state": state, "param_groups": groups, "_schedules": schedules})
+        new: dict[str, Any] = {"state": state, "param_groups": groups, "_schedules": schedules}
+        self.__setstate__({**new, "_loaded_masks": self._loaded_masks})
         self._loaded_masks.put(masks, self.param_groups)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -152,6 +147,13 @@ class StatefulOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups, mine = state["param_groups"], self.__dict__
         known = mine.get("param_groups", ())
+        loaded_masks: LoadedMasks = (
+            state.get("_loaded_masks") or mine.get("_loaded_masks") or LoadedMasks()
+        )
+        masks: dict[Tensor, LoadedMask | None] = {}
+        if "_loaded_masks" not in state:  # torch's own loader leaves them in the state
+            masks = loaded_masks.prepare(masks_of_state(groups, state, held=loaded_masks))
+            warn_lost(masks, loaded_masks, stacklevel=3)
         fill_in(groups, known, state.get("defaults", mine.get("defaults", {})))
         counters = agreed_counters(groups, n_steps_of(state["state"].values()))
         schedules = state.get("_schedules")
@@ -167,5 +169,11 @@ class StatefulOptimizer(Optimizer):
         if "_plan_cache" not in mine:  # unpickled
             self._plan_cache = PlanCache(self._backend)
             self._skipping = Skipping()
-        mine.setdefault("_loaded_masks", LoadedMasks())
+        self._loaded_masks = loaded_masks
+        loaded_masks.put(masks, groups)
+        for param in [param for param, own in self.state.items() if KEEP_MASK in own]:
+            del self.state[param][KEEP_MASK]
+            if not self.state[param]:
+                del self.state[param]
         self._plan_cache.forget()  # it holds on to the old state
+        self._counters.look(groups)

@@ -211,7 +211,8 @@ def keep_tensors(groups: Sequence[Group], loaded: Sequence[Group]) -> None:
     for mine, new in zip(groups, loaded, strict=True):
         for knob in ("lr", "drop_prob"):
             new[knob] = _kept(mine[knob], new[knob])
-        new["betas"] = tuple(map(_kept, mine["betas"], new["betas"]))
+        betas = list(map(_kept, mine["betas"], new["betas"]))
+        new["betas"] = betas if isinstance(new["betas"], list) else tuple(betas)
 
 
 @torch.no_grad()

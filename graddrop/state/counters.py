@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from ..step.knobs import Knobs
 from ..step.plan import Key
 from .groups import COUNTERS, Group
 from .plain import plain
+
+_SEEN = itemgetter(*COUNTERS, "seed")
 
 
 def agreed_counters(groups: Sequence[Group], n_steps: int) -> dict[str, int]:
@@ -49,16 +53,55 @@ class Counters:
 
     An executor advances its own, so that a step that ``found_inf`` skips is not counted and the
     replays of a CUDA graph go on to new masks. The param groups, which a checkpoint saves, follow
-    on the host: at once where it knows, otherwise when they are read.
+    on the host: at once where it knows, otherwise when they are read. Counters that somebody else
+    puts into the groups are followed everywhere.
     """
 
     def __init__(self) -> None:
         self._on: dict[Key, Tensor] = {}
+        self._seen: list[tuple[Any, ...]] = []  # counters and seed of each group, as we left them
         self._behind = False  # the groups do not know the latest steps
         self._captured = False  # and never do: a graph is replayed at any time
         self._unnamed_steps = 0  # made before any mask was begun by hand
         self._knobs: Sequence[Knobs] = ()  # those that the next line is about
         self._by_hand = False  # whether a group's masks are
+
+    def look(self, groups: Sequence[Group]) -> None:
+        """Take over counters that somebody else has put into the groups.
+
+        Engines that load a state by hand (ZeroRedundancyOptimizer) do so.
+
+        Raises:
+            ValueError: groups that differ, a counter outside its range, or another seed that came
+                with the counters: it is that of another process.
+            TypeError: a counter that is no int.
+        """
+        seen = list(map(_SEEN, groups))
+        if seen == self._seen:
+            return
+        moved = not self._seen
+        for index, (now, before) in enumerate(zip(seen, self._seen, strict=False)):
+            if now[:2] == before[:2]:
+                continue
+            moved = True
+            if now[2] != before[2]:
+                raise ValueError(
+                    f"expected the seed {before[2]} that param group {index} has had, got "
+                    f"{now[2]} with other counters, put there by hand: ZeroRedundancyOptimizer "
+                    "gives every process the groups of the one that saved. Set the seed of each "
+                    "process in its param_groups after loading"
+                )
+        if moved:
+            counters = agreed_counters(groups, 0)
+            for group in groups:
+                group.update(counters)
+            for on_device in self._on.values():
+                on_device.copy_(torch.tensor([counters[name] for name in COUNTERS], device="cpu"))
+            self._behind = False
+        self._remember(groups)
+
+    def _remember(self, groups: Sequence[Group]) -> None:
+        self._seen = list(map(_SEEN, groups))
 
     def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> dict[Key, Tensor]:
         """The counters that executors read and advance: int64 [2] each, on their device."""
@@ -83,6 +126,7 @@ class Counters:
         elif found_inf is None or not found_inf.item():  # no gradient yet, so none is waited for
             for group in groups:
                 group["steps_finished"] += 1
+            self._remember(groups)
 
     def expect_masks(self, groups: Sequence[Group], knobs: Sequence[Knobs]) -> None:
         """Warn, once, at the second step under ``period="epoch"`` before any ``new_mask``."""
@@ -106,13 +150,20 @@ class Counters:
         self._unnamed_steps = 2
         for group in groups:
             group["masks_begun"] = draw
+        self._remember(groups)
         for counters in self._on.values():
             counters[abi.MASKS_BEGUN] = draw
 
     def sync(self, groups: Sequence[Group]) -> None:
-        """Write the counters into the groups where these may be behind; waits for the device."""
+        """Write the counters into the groups where these may be behind; waits for the device.
+
+        Raises:
+            ValueError, TypeError: as :meth:`look`.
+        """
+        self.look(groups)
         if (self._behind or self._captured) and self._on:
             values = dict(zip(COUNTERS, next(iter(self._on.values())).tolist(), strict=True))
             for group in groups:
                 group.update(values)
+            self._remember(groups)
             self._behind = False

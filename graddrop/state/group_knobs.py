@@ -38,12 +38,21 @@ def _may_change(values: tuple[Any, ...]) -> bool:
 class _Followed:
     """A param group, and the schedule that gives its ``drop_prob``, None: it stays.
 
-    Another value than the one that was given last is the user's.
+    Another value than the one that was given last is the user's, unless it is the schedule's own
+    of the last or the next step: a state that was loaded by hand brings it.
     """
 
     group: Group
     schedule: Schedule | None
     given: float | Tensor
+
+    def is_users(self, drop_prob: Any) -> bool:
+        """Whether a ``drop_prob`` in the group is one that its schedule did not give."""
+        steps = self.group["steps_finished"]
+        return drop_prob != self.given and (
+            self.schedule is None
+            or all(drop_prob != self.schedule(step) for step in (max(steps - 1, 0), steps))
+        )
 
 
 class GroupKnobs:
@@ -94,7 +103,7 @@ class GroupKnobs:
             group, schedule = followed.group, followed.schedule
             if schedule is None:
                 continue
-            if group["drop_prob"] != followed.given:
+            if followed.is_users(group["drop_prob"]):
                 followed.schedule = None
                 continue
             group["drop_prob"] = followed.given = plain(schedule(group["steps_finished"]))

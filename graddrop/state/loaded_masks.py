@@ -1,6 +1,7 @@
 """Masks that a user has loaded: checked, kept as bits beside the state, saved with it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as beginning  # of long lists
 from typing import Any
@@ -39,7 +40,7 @@ class LoadedMasks:
     def __init__(self) -> None:
         self._masks: dict[Tensor, LoadedMask] = {}
 
-    def __contains__(self, param: Tensor) -> bool:
+    def __contains__(self, param: object) -> bool:
         """Whether a parameter has one."""
         return param in self._masks
 
@@ -85,8 +86,16 @@ class LoadedMasks:
         """Check that every mask is still that of a parameter.
 
         Raises:
-            RuntimeError: a parameter that has one is no longer among the groups.
+            RuntimeError: a parameter that has one is no longer among the groups, or a group names a
+                mask that is not here.
         """
+        for index, group in enumerate(groups):
+            listed = zip(group["params"], group[LOADED_MASKS], strict=False)
+            if any(has and param not in self._masks for param, has in listed):
+                raise RuntimeError(
+                    f"expected the masks that {LOADED_MASKS} of param group {index} names, found "
+                    "some missing: load states by load_state_dict, or call load_masks"
+                )
         if self._masks.keys() - {param for group in groups for param in group["params"]}:
             raise RuntimeError(
                 "expected the parameters that masks were loaded for, got others in their place "
@@ -205,7 +214,7 @@ def masks_by_param(
 
 
 def masks_of_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any]
+    groups: Sequence[Group], state_dict: Mapping[str, Any], held: Container[Tensor] = ()
 ) -> dict[Tensor, Tensor | None]:
     """The masks in a state dict, by parameter, all checked; None: it says that there is none.
 
@@ -213,7 +222,8 @@ def masks_of_state(
 
     Args:
         groups: those that are about to become the optimizer's, whose lists say who has one.
-        state_dict: what is loaded.
+        state_dict: what is loaded; its groups list ids or the parameters themselves.
+        held: parameters whose mask stays as it is where the groups name it and the state lacks it.
 
     Raises:
         ValueError: a mask that is missing, or of another shape.
@@ -244,6 +254,9 @@ def masks_of_state(
             if not listed[index]:
                 continue
             keep = state_dict["state"].get(param_id, {}).get(KEEP_MASK)
+            if keep is None and param in held:
+                del found[param]
+                continue
             try:
                 if keep is None:
                     raise ValueError(
@@ -293,9 +306,16 @@ def check_mask(param: Tensor, keep: Any) -> None:
             )
 
 
-def lost(prepared: Mapping[Tensor, object | None], masks: LoadedMasks) -> int:
-    """How many masks :meth:`LoadedMasks.put` would remove."""
-    return sum(mask is None and param in masks for param, mask in prepared.items())
+def warn_lost(
+    prepared: Mapping[Tensor, object | None], masks: LoadedMasks, stacklevel: int
+) -> None:
+    """Warn if :meth:`LoadedMasks.put` would remove masks for want of them in a loaded state."""
+    if n_lost := sum(mask is None and param in masks for param, mask in prepared.items()):
+        warnings.warn(
+            f"the loaded state has no masks for {n_lost} parameters that have one here, and "
+            "removes them: call load_masks after loading to keep them",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _made(param: Tensor, keep: Tensor) -> LoadedMask:

@@ -17,11 +17,11 @@ from ..kernels.cpu.objects import Records
 from ..step.knobs import Knobs
 from ..step.sharding import are_plain, local_tensors
 from .checkpoint import STATE_KEYS
-from .groups import Group
+from .groups import LOADED_MASKS, Group
 
 State = Mapping[Tensor, dict[str, Any]]
 _STATE = itemgetter(*STATE_KEYS)
-_NAMES = itemgetter("stream_ids", "layers")
+_NAMES = itemgetter("stream_ids", "layers", LOADED_MASKS)
 
 
 class PlanGuard:
@@ -47,7 +47,8 @@ class PlanGuard:
         knobs: Sequence[Knobs],
     ) -> None:
         self._params = list(params)
-        # Stream ids and layers are lists, which a user may edit: copies are kept.
+        # Stream ids and layers are lists, which a user may edit: copies are kept. So is the list of
+        # loaded masks, which comes anew with a state that is put into the groups by hand.
         self._names = [tuple(map(copy, _NAMES(group))) for group in groups]
         self._knobs, self._structure = knobs, _structure(knobs)
         self._planned = [grad is not None for grad in grads]

@@ -11,7 +11,7 @@ from ..step.sharding import local_tensor, shard_of
 from ..step.slot import Slot
 from .checkpoint import STATE_KEYS
 from .groups import Group, place_in
-from .loaded_masks import LoadedMasks
+from .loaded_masks import KEEP_MASK, LoadedMasks
 
 State = dict[str, Any]
 
@@ -37,8 +37,8 @@ def slots_of(
         others.
 
     Raises:
-        RuntimeError: a gradient, a state or a mask that does not match its parameter; a parameter
-            without state while a CUDA graph is captured.
+        RuntimeError: a gradient, a state or a mask that does not match its parameter; a saved mask
+            in the state; a parameter without state while a CUDA graph is captured.
         TypeError: a parameter whose dtype has become one that cannot be stepped.
         ValueError: a parameter whose data have become such as cannot be stepped.
     """
@@ -48,6 +48,14 @@ def slots_of(
         for index, param in enumerate(group["params"]):
             grad = grads[len(slots)]
             own = state.get(param, {})
+            if KEEP_MASK in own:
+                error = RuntimeError(
+                    "expected a saved mask to come by load_state_dict, found it put into the state "
+                    f'by hand, where no step reads it: take it out (pop("{KEEP_MASK}")) and give '
+                    "it to load_masks, as bool"
+                )
+                error.add_note(place_in(group, index, group_index))
+                raise error
             if grad is None and own.keys().isdisjoint(STATE_KEYS):
                 slots.append(None)
                 continue
@@ -64,8 +72,8 @@ def slots_of(
                 slot = _slot_of(param, grad, own, group, index, group_index)
                 bits = loaded_masks.bits(param, slot.param, slot.shard)
                 slots.append(slot if bits is None else replace(slot, keep_bits=bits))
-            except (RuntimeError, TypeError, ValueError) as error:
-                error.add_note(place_in(group, index, group_index))
+            except (RuntimeError, TypeError, ValueError) as problem:
+                problem.add_note(place_in(group, index, group_index))
                 raise
             states[param] = own
     return slots, states

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.small_runs import assert_same, make_params, params_of, set_grads, snapshot, train
+from helpers.small_runs import assert_same, make_params, params_of, set_grads, train
 from helpers.untouched import Untouched
 
-from graddrop import FusedGradDropAdamW
+from graddrop import FusedGradDropAdamW, schedules
 
 SHAPES = ((5, 7), (70,), (40,))
 
@@ -24,7 +24,8 @@ def make(n_empty_first=0, **knobs):
 def assert_the_mask_is_told(optimizer):
     """What moves in the next step is what keep_mask keeps."""
     params = params_of(optimizer)
-    keeps, before = [*map(optimizer.keep_mask, params)], snapshot(optimizer, params)[::4]
+    keeps = [*map(optimizer.keep_mask, params)]
+    before = [param.detach().clone() for param in params]
     set_grads(params, 9)
     optimizer.step()
     assert_same([p.detach() != old for p, old in zip(params, before, strict=True)], keeps)
@@ -170,3 +171,84 @@ def test_a_step_of_any_form_is_a_number(step):
     assert (loaded.shape, loaded.dtype, loaded.item()) == ((), torch.float32, 3.0)
     assert optimizer.draws == [3, 3, 3]
     assert_the_mask_is_told(optimizer)
+
+
+@pytest.mark.parametrize("name", ["steps_finished", "masks_begun"])
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_counters_put_into_the_groups_are_followed(backend, device, name, n_before):
+    """By hand, at any time: keep_mask and the step go on from there, wherever they count."""
+    knobs = {"period": "epoch"} if name == "masks_begun" else {"period": 2}
+    groups = [{"params": [param]} for param in make_params(SHAPES, device=device)]
+    optimizer = FusedGradDropAdamW(groups, lr=1e-2, site="freeze", backend=backend, **knobs)
+    optimizer.new_mask(1)
+    train(optimizer, n_before)
+    for group in optimizer.param_groups:
+        group[name] = 12
+    draw = 12 if name == "masks_begun" else 6
+    assert_the_mask_is_told(optimizer)  # first the mask, then the step
+    assert optimizer.draws == [draw] * 3
+    for group in optimizer.param_groups:
+        group[name] = 40
+    train(optimizer, 1)  # first the step
+    assert optimizer.draws == [40 if name == "masks_begun" else 20] * 3
+    assert_the_mask_is_told(optimizer)
+    counts = {"steps_finished": n_before + 3, "masks_begun": 1} | {name: 40 + 2}
+    counts["masks_begun"] = 40 if name == "masks_begun" else 1
+    assert optimizer.state_dict()["param_groups"][2].items() >= counts.items()
+
+
+@pytest.mark.parametrize("value", [7, *BAD_COUNTS], ids=repr)
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_bad_counters_in_the_groups_are_refused(value, n_before):
+    """One group alone, or no number: nothing has changed then, and a right one goes on."""
+    optimizer = make()
+    train(optimizer, n_before)
+    set_grads(params_of(optimizer), 2)
+    untouched = Untouched(optimizer)
+    optimizer.param_groups[1]["steps_finished"] = value
+    for look in (optimizer.step, lambda: optimizer.draws, optimizer.state_dict):
+        with pytest.raises((TypeError, ValueError), match="steps_finished"):
+            look()
+    optimizer.param_groups[1]["steps_finished"] = n_before
+    untouched.check()
+    assert_the_mask_is_told(optimizer)
+
+
+def test_a_schedule_goes_on_from_a_state_put_in_by_hand():
+    """As from a loaded one; a value that the schedule does not give there ends it."""
+    saved = make(drop_prob=schedules.Linear(0.0, 0.8, 16))
+    train(saved, 4)
+    for value, expected in ((None, 0.8 * 4 / 16), (0.7, 0.7)):
+        ours = make(drop_prob=schedules.Linear(0.0, 0.8, 16))
+        for mine, its in zip(ours.param_groups, saved.state_dict()["param_groups"], strict=True):
+            mine.update({key: its[key] for key in its if key != "params"})
+            if value is not None:
+                mine["drop_prob"] = value
+        train(ours, 1)
+        assert ours.param_groups[0]["drop_prob"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_a_seed_that_comes_with_counters_is_anothers(n_before):
+    """Groups that are put in by hand bring the seed of who saved them: it is set again, or refused.
+
+    One that is set alone is taken.
+    """
+    saved, ours = make(seed=1), make(seed=2)
+    train(saved, 4)
+    train(ours, n_before)
+    set_grads(params_of(ours), 4)
+    for mine, its in zip(ours.param_groups, saved.state_dict()["param_groups"], strict=True):
+        mine.update({key: its[key] for key in its if key != "params"})
+    with pytest.raises(
+        ValueError, match=r"seed 2 that param group 0 has had, got 1 .*Set the seed"
+    ):
+        ours.step()
+    for group in ours.param_groups:
+        group["seed"] = 2
+    assert ours.draws == [4, 4, 4]
+    assert_the_mask_is_told(ours)
+    for group in ours.param_groups:
+        group["seed"] = 3
+    assert_the_mask_is_told(ours)
+    assert ours.draws == [6, 6, 6]

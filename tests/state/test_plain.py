@@ -103,6 +103,18 @@ def test_a_list_stays_the_list_that_it_is():
     assert_same(snapshot(optimizer), snapshot(judge))
 
 
+@pytest.mark.parametrize("betas", [[0.5, 0.75], (0.5, 0.75)], ids=["list", "tuple"])
+@pytest.mark.parametrize("own", [[0.5, 0.75], (0.5, 0.75)], ids=["list here", "tuple here"])
+def test_what_is_loaded_is_saved_again(betas, own):
+    """A pair is the list or the tuple that was loaded, as with torch.optim.AdamW."""
+    for cls in (FusedGradDropAdamW, torch.optim.AdamW):
+        saved, ours = (cls(make_params(SMALL), betas=each) for each in (betas, own))
+        state_dict = saved.state_dict()
+        ours.load_state_dict(copy.deepcopy(state_dict))
+        assert ours.state_dict() == state_dict
+        assert ours.param_groups[0]["betas"] is not betas
+
+
 def tensor_betas(dtype=torch.float64):
     """Both as tensors; in float64 they are exactly what the floats are."""
     return torch.tensor(0.8, dtype=dtype), torch.tensor([0.95], dtype=dtype)

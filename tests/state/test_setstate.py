@@ -5,7 +5,15 @@ import pickle
 
 import pytest
 import torch
-from helpers.small_runs import SMALL, assert_same, make_params, params_of, snapshot, train
+from helpers.small_runs import (
+    SMALL,
+    assert_same,
+    make_params,
+    params_of,
+    set_grads,
+    snapshot,
+    train,
+)
 
 from graddrop import FusedGradDropAdamW, schedules
 from graddrop.state.groups import CONSTANTS
@@ -99,3 +107,54 @@ def test_torchs_loader_takes_a_state_of_adamw():
         assert torch.equal(ours.state[mine]["exp_avg"], theirs.state[its]["exp_avg"])
     train(ours, range(4, 5))
     assert ours.param_groups[0]["drop_prob"] == pytest.approx(0.1 + 4 * 0.8 / 9)
+
+
+def test_torchs_loader_brings_loaded_masks():
+    """As load_state_dict does: from a state that has them, from one that has not, with a warning.
+
+    Neither a mask nor an empty state is left where only moments belong.
+    """
+    saved = make(site="freeze")
+    first, second = params_of(saved)
+    keep = torch.arange(70) % 3 == 0
+    saved.load_masks({second: keep})
+    ours, early = make(site="freeze"), make(site="freeze")
+    torch.optim.Optimizer.load_state_dict(ours, copy.deepcopy(saved.state_dict()))
+    assert torch.equal(ours.keep_mask(params_of(ours)[1]), keep)
+    for each in (saved, ours):
+        train(each, range(2, 4))
+    assert_same(snapshot(ours), snapshot(saved))
+
+    fresh = FusedGradDropAdamW(make_params(SMALL))
+    fresh.load_masks({params_of(fresh)[1]: keep})
+    other = FusedGradDropAdamW(make_params(SMALL))
+    torch.optim.Optimizer.load_state_dict(other, copy.deepcopy(fresh.state_dict()))
+    assert not other.state and torch.equal(other.keep_mask(params_of(other)[1]), keep)
+
+    with pytest.warns(UserWarning, match="no masks for 1 parameters that have one here"):
+        torch.optim.Optimizer.load_state_dict(ours, copy.deepcopy(early.state_dict()))
+    assert ours.state_dict()["param_groups"][1]["loaded_masks"] == [False]
+
+
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_a_saved_mask_that_no_step_would_read_is_refused(n_before):
+    """State and groups that somebody puts in by hand leave no mask behind in silence."""
+    saved, ours = make(site="freeze"), make(site="freeze")
+    saved.load_masks({params_of(saved)[1]: torch.arange(70) % 3 == 0})
+    state_dict = copy.deepcopy(saved.state_dict())
+    train(ours, n_before)
+    second = params_of(ours)[1]
+    set_grads(params_of(ours), 7)
+    before = snapshot(ours)
+    ours.state[second] = state_dict["state"][1]
+    with pytest.raises(RuntimeError, match=r'pop\("keep_mask"\).*load_masks') as caught:
+        ours.step()
+    assert caught.value.__notes__ == ["This is parameter 0 of param group 1."]
+    keep = ours.state[second].pop("keep_mask")
+    ours.param_groups[1]["loaded_masks"] = [True]
+    with pytest.raises(RuntimeError, match="the masks that loaded_masks of param group 1 names"):
+        ours.step()
+    assert torch.equal(second, before[4])
+    ours.load_masks({second: keep.bool()})
+    ours.step()
+    assert torch.equal(second.detach() != before[4], keep)

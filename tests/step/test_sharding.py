@@ -1,5 +1,6 @@
 """The same masks under any sharding: shards on gloo processes against one process, bit for bit."""
 
+import copy
 import itertools
 import warnings
 from unittest import mock
@@ -301,6 +302,49 @@ def check_consolidated_zero(backend):
     assert_same(snapshot(zero.optim), before)
 
 
+def check_consolidated_seeds(backend):
+    """Where the lists fit, the first process's seed is told, and set again it is the same run."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
+
+    rank = dist.get_rank()
+
+    def make():
+        params = [torch.nn.Parameter(torch.full((33,), float(i))) for i in range(2 * N_PROCESSES)]
+        zero = ZeroRedundancyOptimizer(
+            params, FusedGradDropAdamW, backend=backend, seed=rank, site="freeze"
+        )
+        assert zero.optim.param_groups[0]["stream_ids"] == [0, 1]
+        return params, zero
+
+    def step(params, zero, number):
+        for index, param in enumerate(params):
+            param.grad = make_grad(param, index, number)
+        zero.step()
+
+    params, zero = make()
+    step(params, zero, 0)
+    zero.consolidate_state_dict(to=0)
+    sent = [zero.state_dict() if rank == 0 else None]
+    dist.broadcast_object_list(sent)
+    resumed, fresh = make()
+    for param, value in zip(resumed, params, strict=True):
+        param.data.copy_(value)
+    fresh.load_state_dict(copy.deepcopy(sent[0]))  # torch would share its tensors
+    if rank:
+        for index, param in enumerate(resumed):
+            param.grad = make_grad(param, index, 1)
+        before = snapshot(fresh.optim)
+        with pytest.raises(ValueError, match=f"seed {rank} that param group 0 has had, got 0"):
+            fresh.optim.step()  # alone: it ends before the others are waited for
+        assert_same(snapshot(fresh.optim), before)
+    fresh.param_groups[0]["seed"] = rank
+    for number in (1, 2):
+        step(params, zero, number)
+        step(resumed, fresh, number)
+    assert_same(resumed, params)
+    assert len({tuple((p != i).tolist()) for i, p in enumerate(params)}) == len(params)
+
+
 def check_gradients_placed_otherwise(backend):
     """A gradient whose reduction is pending, or that is replicated, is that gradient."""
     mesh = init_device_mesh("cpu", (N_PROCESSES,))
@@ -450,6 +494,7 @@ def test_shards_step_as_one_process(processes, backend, mesh_shape, placements):
         check_norms_split_by_hand,
         check_zero_redundancy,
         check_consolidated_zero,
+        check_consolidated_seeds,
         check_gradients_placed_otherwise,
         check_a_wrong_place,
     ],
