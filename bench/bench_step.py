@@ -10,7 +10,7 @@ been judged against the reference on the very parameters.
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -158,9 +158,30 @@ def begin(peer: Peer, params: list[Parameter]) -> tuple[Step | None, str | None]
     except Exception as error:
         if peer.ours:
             raise
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        return None, f"{type(error).__name__}: {first_line[:120]}"
+        return None, _reason(error)
     return step, None
+
+
+@contextmanager
+def what_fits(peer: Peer, unfinished: dict[str, str]) -> Iterator[None]:
+    """Within it, a peer that asks for more memory than there is, is skipped with the reason.
+
+    Args:
+        peer: who is measured; a failure of ours is one.
+        unfinished: its line in the record.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if peer.ours:
+            raise
+        unfinished["reason"] = _reason(error)
+        pytest.skip(f"not measured: {unfinished['reason']}")
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:120]}"
 
 
 def renewal(params: list[Parameter]) -> Callable[[], object]:
@@ -212,28 +233,30 @@ def test_step(
     if peer_key == "graddrop":
         assert_step_is_the_reference(params)
     baseline()
-    own = in_dtype(params, peer.dtype)
-    renew = renewal(own) if peer.writes_grads else None
-    counted = device.type == "cuda" or len(own) <= COUNTED
-    with memory(device) if counted else nullcontext(Bytes()) as state:
-        step, reason = begin(peer, own)
-    if step is None:
-        unfinished["reason"] = reason
-        pytest.skip(f"not measured: {reason}")
-    with memory(device) if counted else nullcontext(Bytes()) as temporary:
-        step()
     rounds = 3 if quick else peer.rounds
     baseline_seconds, pass_seconds = [], []
+    with what_fits(peer, unfinished):
+        own = in_dtype(params, peer.dtype)
+        renew = renewal(own) if peer.writes_grads else None
+        counted = device.type == "cuda" or len(own) <= COUNTED
+        with memory(device) if counted else nullcontext(Bytes()) as state:
+            step, reason = begin(peer, own)
+        if step is None:
+            unfinished["reason"] = reason
+            pytest.skip(f"not measured: {reason}")
+        with memory(device) if counted else nullcontext(Bytes()) as temporary:
+            step()
 
-    def run_the_others() -> None:
-        if renew is not None:
-            renew()
-        baseline_seconds.append(seconds(baseline))
-        pass_seconds.append(seconds(in_place_pass))
+        def run_the_others() -> None:
+            if renew is not None:
+                renew()
+            baseline_seconds.append(seconds(baseline))
+            pass_seconds.append(seconds(in_place_pass))
 
-    benchmark.pedantic(
-        synchronized(step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
-    )
+        benchmark.pedantic(
+            synchronized(step, device), setup=run_the_others, rounds=rounds, warmup_rounds=1
+        )
+        costs = host_cost(peer, step, own)
     step_seconds = benchmark.stats.stats.data
     ratios = [
         step / base for step, base in zip(step_seconds, baseline_seconds[-rounds:], strict=True)
@@ -260,7 +283,7 @@ def test_step(
         "n_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load_average": os.getloadavg()[0],
-        **host_cost(peer, step, own),
+        **costs,
     }
     benchmark.has_error = False
     del not_measured[request.node.nodeid]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.footprint import lacks
 from bench.origin import commit
 from bench.peers import PEERS
 from bench.record import NOT_MEASURED
@@ -35,14 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin with nothing measured of what was chosen."""
+    """Begin with nothing measured of what was chosen, and pass over what the memory cannot hold."""
+    device = torch.device(session.config.getoption("--device"))
     for item in session.items:
         keys = item.callspec.params
+        workload = WORKLOADS[keys["workload_key"]]
+        lack = lacks(workload.n_bytes, device)
         session.config.stash[NOT_MEASURED][item.nodeid] = {
-            "workload": WORKLOADS[keys["workload_key"]].name,
+            "workload": workload.name,
             "peer": PEERS[keys["peer_key"]].name,
-            "reason": "not begun",
+            "reason": lack or "not begun",
         }
+        if lack is not None:
+            item.add_marker(pytest.mark.skip(reason=f"not measured: {lack}"))
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:

@@ -20,6 +20,16 @@ from torch.profiler import ProfilerActivity, profile
 CALLS = 20  # of which the median is taken
 
 
+def lacks(n_bytes: int, device: torch.device) -> str | None:
+    """Why so much does not fit into a GPU's memory; None: it may, or the device is no GPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_properties(device)
+    if n_bytes <= card.total_memory:
+        return None
+    return f"takes {n_bytes / 1e9:.1f} GB, {card.name} has {card.total_memory / 1e9:.1f}"
+
+
 def seconds(run: Callable[[], object]) -> float:
     """How long ``run`` takes, until it returns."""
     start = perf_counter()

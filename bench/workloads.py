@@ -25,6 +25,15 @@ class Workload:
         """Entries of all parameters."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    @property
+    def n_bytes(self) -> int:
+        """What the measurement of a step takes of the memory, if the step makes moments alone.
+
+        Parameters, gradients and the baseline's moments in fp32; then the most that a peer of ours
+        has: parameters and gradients in bf16, a second set of these, and moments in fp32.
+        """
+        return (4 * (1 + 1 + 2) + 2 * (1 + 1 + 1) + 4 * 2) * self.n_elements
+
 
 def _linear(n_out: int, n_in: int) -> Iterator[Shape]:
     yield (n_out, n_in)
