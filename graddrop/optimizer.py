@@ -250,8 +250,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
 
         Raises:
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
-                cannot serve it; a graph capture without ``capturable=True``, or of a parameter's
-                first step; another mask than the one of :meth:`skip_dropped`. Nothing has changed.
+                cannot serve it; a graph capture without ``capturable=True``, of a parameter's first
+                step, or of parameters on several devices; another mask than the one of
+                :meth:`skip_dropped`. Nothing has changed.
             ValueError: a param group holds a value outside its range, or counters that somebody
                 has put there and that the other groups do not have, or that came with another seed.
                 Nothing has changed.

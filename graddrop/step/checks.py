@@ -268,6 +268,10 @@ def is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def _is_current(device: torch.device) -> bool:
+    return device.index == torch.cuda.current_device()
+
+
 def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
     """Check that a step may be captured, if a CUDA graph is being captured now.
 
@@ -276,11 +280,21 @@ def check_capture(groups: Sequence[dict[str, Any]], scheduled: bool) -> None:
         scheduled: whether a schedule gives a group's ``drop_prob``.
 
     Raises:
-        RuntimeError: a group without ``capturable=True``, a schedule, or a tensor on the CPU as
-            ``lr``, ``drop_prob`` or one of ``betas``.
+        RuntimeError: a group without ``capturable=True``, parameters on several devices or on
+            another GPU than the captured stream's, a schedule, or a tensor on the CPU as ``lr``,
+            ``drop_prob`` or one of ``betas``.
     """
     if not is_capturing():
         return
+    devices = {param.device for group in groups for param in group["params"]}
+    elsewhere = [device for device in devices if device.type == "cuda" and not _is_current(device)]
+    if len(devices) > 1 or elsewhere:
+        # What runs on another device's stream runs now, and never again.
+        raise RuntimeError(
+            "expected all parameters on the GPU whose stream is captured in a CUDA graph, got "
+            f"them on {sorted(map(str, devices))}: capture an optimizer per device, each under "
+            "torch.cuda.device"
+        )
     if not all(group["capturable"] for group in groups):
         raise RuntimeError(
             "expected capturable=True in every param group to capture step() in a CUDA graph"
