@@ -19,11 +19,19 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from bench.machine_code import AmdReport, Report, amd_report, report
 from graddrop.kernels import abi
-from graddrop.kernels.gpu import launch
+from graddrop.kernels.gpu.decide import SOURCE_LONG_ROW
+from graddrop.kernels.gpu.launch import PREPARE_BLOCK
 from graddrop.kernels.gpu.norm import dense_squares, strided_squares, sum_chunks
+from graddrop.kernels.gpu.options import (
+    DTYPES,
+    Dtypes,
+    dtype_constants,
+    is_crowded,
+    launch_options,
+    vector_width,
+)
 from graddrop.kernels.gpu.prepare import prepare
 from graddrop.kernels.gpu.step import dense_step, strided_step
-from graddrop.kernels.gpu.walk import SOURCE_LONG_ROW
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TARGETS = {
@@ -115,28 +123,28 @@ def compile_kernel(
         if kind.startswith("*")
     }
     source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=aligned)
-    options = launch.launch_options(vector, target.backend, target.warp_size, crowded=crowded)
+    options = launch_options(vector, target.backend, target.warp_size, crowded=crowded)
     return triton.compile(source, target=target, options=options)
 
 
 def compile_dense(
-    dtypes: launch.Dtypes,
+    dtypes: Dtypes,
     modes: int,
     target: GPUTarget,
     aligned: bool = True,
     stochastic: bool = False,
 ) -> CompiledKernel:
     """``dense_step``."""
-    vector = launch.vector_width(dtypes, modes, stochastic)
+    vector = vector_width(dtypes, modes, stochastic)
     constants = {
-        **launch.dtype_constants(dtypes),
+        **dtype_constants(dtypes),
         "MODES": modes,
         "ALIGNED": aligned,
         "VECTOR": vector,
         "STOCHASTIC": stochastic,
         "PTX": target.backend == "cuda",
     }
-    crowded = launch.is_crowded(modes, stochastic)
+    crowded = is_crowded(modes, stochastic)
     return compile_kernel(dense_step, target, constants, vector, crowded)
 
 
@@ -146,7 +154,7 @@ def compile_squares(
     """``dense_squares``."""
     vector = 16 // grad_dtype.itemsize
     constants = {
-        "GRAD_DTYPE": launch.DTYPES[grad_dtype],
+        "GRAD_DTYPE": DTYPES[grad_dtype],
         "MASKED": masked,
         "MODES": modes if masked else 1,
         "ALIGNED": True,
@@ -161,7 +169,7 @@ def step_reports() -> dict[str, Report]:
     return {
         name: report(
             compile_dense(dtypes, modes, TARGETS["sm_90"], stochastic=stochastic),
-            launch.vector_width(dtypes, modes, stochastic),
+            vector_width(dtypes, modes, stochastic),
         )
         for name, (dtypes, modes, stochastic) in CASES.items()
     }
@@ -173,7 +181,7 @@ def amd_reports() -> dict[str, AmdReport]:
     for name in AMD_CASES:
         dtypes, modes, stochastic = CASES[name]
         kernel = compile_dense(dtypes, modes, TARGETS["gfx942"], stochastic=stochastic)
-        found[name] = amd_report(kernel, launch.vector_width(dtypes, modes, stochastic))
+        found[name] = amd_report(kernel, vector_width(dtypes, modes, stochastic))
     return found
 
 
@@ -194,12 +202,12 @@ def compiles_everywhere() -> dict[str, list[str]]:
     done: dict[str, list[str]] = {}
     for name, target in TARGETS.items():
         binary = "cubin" if target.backend == "cuda" else "hsaco"
-        fp32 = {**launch.dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
+        fp32 = {**dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
         fp32["PTX"] = target.backend == "cuda"
-        masked = {"GRAD_DTYPE": launch.DTYPES[F32], "MASKED": True}
+        masked = {"GRAD_DTYPE": DTYPES[F32], "MASKED": True}
         some = {"MODES": ELEMENT | ROW | LOADED}
         kernels = {
-            "prepare": compile_kernel(prepare, target, {"BLOCK": launch.PREPARE_BLOCK}),
+            "prepare": compile_kernel(prepare, target, {"BLOCK": PREPARE_BLOCK}),
             "dense_step fp32": compile_dense((F32, F32, F32), PLAIN | ELEMENT | LOADED, target),
             "dense_step fp32 unaligned": compile_dense((F32,) * 3, ELEMENT, target, aligned=False),
             "dense_step all bf16": compile_dense((BF16, BF16, BF16), ELEMENT, target),

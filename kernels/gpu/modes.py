@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .walk import SOURCE_LONG_ROW
+from .decide import SOURCE_LONG_ROW
 
 # kernels see globals only as constexpr
 _N_SITES, _N_SOURCES = tl.constexpr(abi.N_SITES), tl.constexpr(SOURCE_LONG_ROW.value + 1)

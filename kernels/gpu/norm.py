@@ -4,20 +4,10 @@ import triton
 import triton.language as tl
 
 from .. import abi
+from .decide import decide_tile, keep_elements, keep_half_tile, load_key, locate_rows
 from .modes import call_for_mode
 from .prepare import FLOATS, GRAD_FACTOR, INTS
-from .walk import (
-    beside_vectors,
-    chunk_tiles,
-    decide_tile,
-    keep_elements,
-    keep_half_tile,
-    load_chunk,
-    load_key,
-    locate,
-    locate_rows,
-    whole_vectors,
-)
+from .walk import beside_vectors, chunk_tiles, load_chunk, locate, whole_vectors
 
 # kernels see globals only as constexpr
 _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)

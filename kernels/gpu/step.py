@@ -7,35 +7,12 @@ import triton
 import triton.language as tl
 
 from .. import abi
-from .arithmetic import quotient, root
+from .adamw import adamw, load_scalars, round_to_bfloat16
+from .decide import decide_tile, keep_elements, keep_half_tile, load_key, locate_rows
 from .modes import call_for_mode
 from .philox import u16_of_element, words_of_tile
-from .prepare import (
-    ACTIVE,
-    BETA2,
-    DECAY_FACTOR,
-    EPS,
-    FLOATS,
-    GRAD_FACTOR,
-    INTS,
-    INV_BIAS_CORRECTION2_SQRT,
-    ONE_MINUS_BETA1,
-    ONE_MINUS_BETA2,
-    STEP_SIZE,
-)
-from .walk import (
-    beside_vectors,
-    chunk_tiles,
-    decide_tile,
-    keep_elements,
-    keep_half_tile,
-    load_chunk,
-    load_key,
-    load_rounding_key,
-    locate,
-    locate_rows,
-    whole_vectors,
-)
+from .prepare import ACTIVE, FLOATS, INTS, ROUNDING_DRAW
+from .walk import beside_vectors, chunk_tiles, load_chunk, locate, whole_vectors
 
 # kernels see globals only as constexpr
 _TILE, _HALF = tl.constexpr(abi.TILE), tl.constexpr(abi.TILE // 2)
@@ -44,71 +21,7 @@ _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(abi.EXP_AVG), tl.constexpr(abi.EXP_AVG_SQ)
 _BEGIN, _END = tl.constexpr(abi.BEGIN), tl.constexpr(abi.END)
 _MODE, _LAYOUT = tl.constexpr(abi.MODE), tl.constexpr(abi.LAYOUT)
 _N_LAYOUT_COLUMNS = tl.constexpr(abi.N_LAYOUT_COLUMNS)
-_SOURCE_NONE, _SOURCE_ELEMENT = tl.constexpr(abi.SOURCE_NONE), tl.constexpr(abi.SOURCE_ELEMENT)
-_SITE_GRAD, _SITE_UPDATE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_UPDATE)
-_SITE_UPDATE_DECAY_ALL = tl.constexpr(abi.SITE_UPDATE_DECAY_ALL)
-_SITE_FREEZE = tl.constexpr(abi.SITE_FREEZE)
-
-
-@triton.jit
-def _adamw(
-    p,  # [n] fp32, the parameter
-    g,  # [n] fp32, its gradient
-    m,  # [n] fp32, exp_avg
-    v,  # [n] fp32, exp_avg_sq
-    keep,  # bool, [n] or scalar; not read where SOURCE is none
-    scalars,  # _load_scalars
-    PTX: tl.constexpr,
-    SOURCE: tl.constexpr,
-    SITE: tl.constexpr,
-):
-    """One block's new p, m, v: graddrop.reference.adamw_step_, line by line.
-
-    Where products and sums fuse is said here: a compiler's choice would differ between the copies
-    of the loop, and an entry's result would depend on where its tensor is cut.
-    """
-    (
-        grad_factor,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        eps,
-        decay_factor,
-        step_size,
-        inv_bias_correction2_sqrt,
-    ) = scalars
-    MASKED: tl.constexpr = SOURCE != _SOURCE_NONE
-    # gradient: scale, mask
-    g = g * grad_factor
-    if MASKED and (SITE == _SITE_GRAD or SITE == _SITE_FREEZE):
-        g = tl.where(keep, g, 0.0)
-    # decoupled weight decay
-    p_decayed = p * decay_factor
-    # moments
-    far = one_minus_beta1 >= 0.5  # lerp starts from the nearer end: m, else g
-    weight = tl.where(far, one_minus_beta1 - 1.0, one_minus_beta1)
-    m_new = tl.fma(weight, g - m, tl.where(far, g, m))
-    v_new = tl.fma(v, beta2, one_minus_beta2 * g * g)
-    # update
-    denom = tl.fma(root(v_new, PTX), inv_bias_correction2_sqrt, eps)
-    p_new = tl.fma(quotient(m_new, denom, PTX), -step_size, p_decayed)
-    # select
-    if MASKED and SITE == _SITE_UPDATE:
-        p_new = tl.where(keep, p_new, p)
-    if MASKED and SITE == _SITE_UPDATE_DECAY_ALL:
-        p_new = tl.where(keep, p_new, p_decayed)
-    if MASKED and SITE == _SITE_FREEZE:
-        p_new = tl.where(keep, p_new, p)
-        m_new = tl.where(keep, m_new, m)
-        v_new = tl.where(keep, v_new, v)
-    return p_new, m_new, v_new
-
-
-@triton.jit
-def _round_to_bfloat16(value, bits):
-    """graddrop.reference.round_to_bfloat16: fp32 [n] with 16 bits each, uint32 [n]."""
-    cut = (value.to(tl.uint32, bitcast=True) + bits) >> 16
-    return tl.where(value == value, cut, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+_ROUNDING = tl.constexpr(abi.ROUNDING)
 
 
 @triton.jit
@@ -118,9 +31,9 @@ def _step_block(
     exp_avg_ptrs,  # [n] pointers
     exp_avg_sq_ptrs,  # [n] pointers
     in_bounds,  # [n] bool, or None: all of them
-    keep,  # as in _adamw
+    keep,  # as in adamw
     rounding_bits,  # uint32 [n], 16 random bits each to round a bfloat16 param; None: to nearest
-    scalars,  # as in _adamw
+    scalars,  # as in adamw
     PTX: tl.constexpr,
     SOURCE: tl.constexpr,
     SITE: tl.constexpr,
@@ -131,27 +44,21 @@ def _step_block(
     g = tl.load(grad_ptrs, mask=in_bounds).to(tl.float32)
     m = tl.load(exp_avg_ptrs, mask=in_bounds).to(tl.float32)
     v = tl.load(exp_avg_sq_ptrs, mask=in_bounds).to(tl.float32)
-    p_new, m_new, v_new = _adamw(p, g, m, v, keep, scalars, PTX, SOURCE, SITE)
+    p_new, m_new, v_new = adamw(p, g, m, v, keep, scalars, PTX, SOURCE, SITE)
     # store
     if rounding_bits is not None:
-        p_new = _round_to_bfloat16(p_new, rounding_bits)
+        p_new = round_to_bfloat16(p_new, rounding_bits)
     tl.store(param_ptrs, p_new.to(param_ptrs.dtype.element_ty), mask=in_bounds)
     tl.store(exp_avg_ptrs, m_new.to(exp_avg_ptrs.dtype.element_ty), mask=in_bounds)
     tl.store(exp_avg_sq_ptrs, v_new.to(exp_avg_sq_ptrs.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
-def _load_scalars(floats):
-    """The tensor's floats, in the order of _adamw."""
+def _load_rounding_key(row, ints):
+    """(stream, draw) of the bits that round a tensor: two uint32 scalars."""
     return (
-        tl.load(floats + GRAD_FACTOR),
-        tl.load(floats + ONE_MINUS_BETA1),
-        tl.load(floats + BETA2),
-        tl.load(floats + ONE_MINUS_BETA2),
-        tl.load(floats + EPS),
-        tl.load(floats + DECAY_FACTOR),
-        tl.load(floats + STEP_SIZE),
-        tl.load(floats + INV_BIAS_CORRECTION2_SQRT),
+        tl.load(row + _ROUNDING).to(tl.uint32),
+        tl.load(ints + ROUNDING_DRAW).to(tl.uint32, bitcast=True),
     )
 
 
@@ -179,7 +86,7 @@ def _dense_chunk(
     row,  # int64*: the tensor's row of the tensor table
     ints,  # int32*: its integers
     origins,  # _load_origins
-    scalars,  # _load_scalars
+    scalars,  # load_scalars
     chunk,  # int32 scalar: number within the tensor
     tiles,  # int32 scalar: tiles per chunk
     ALIGNED: tl.constexpr,
@@ -192,7 +99,7 @@ def _dense_chunk(
     """Step one chunk: in wide accesses, then what they leave at the tensor's ends."""
     begin, end = tl.load(row + _BEGIN), tl.load(row + _END)
     first_tile, n_tiles, full = chunk_tiles(begin, end, chunk, tiles)
-    key, rounding_key = load_key(row, ints), load_rounding_key(row, ints)
+    key, rounding_key = load_key(row, ints), _load_rounding_key(row, ints)
     # Two copies of the loop: the main one is not to pay for bounds.
     for bounded in tl.static_range(2):
         if full != bounded:
@@ -234,9 +141,9 @@ def _dense_chunk(
 @triton.jit
 def _dense_tiles(
     key,  # load_key
-    rounding_key,  # load_rounding_key
+    rounding_key,  # _load_rounding_key
     origins,  # _load_origins
-    scalars,  # _load_scalars
+    scalars,  # load_scalars
     first_tile,  # int64 scalar: counted in the whole parameter
     n_tiles,  # int64 scalar
     bounds,  # whole_vectors
@@ -290,9 +197,9 @@ def _dense_tiles(
 @triton.jit
 def _step_elements(
     key,  # load_key
-    rounding_key,  # load_rounding_key
+    rounding_key,  # _load_rounding_key
     origins,  # _load_origins
-    scalars,  # _load_scalars
+    scalars,  # load_scalars
     in_bounds,  # [n] bool
     offsets,  # int64 [n] each: from the origins of param, grad, moments
     element,  # int64 [n]: index in the whole parameter
@@ -346,7 +253,7 @@ def dense_step(
     ints = ints + tensor * INTS
     if tl.load(ints + ACTIVE) != 0:
         origins = _load_origins(row, PARAM_DTYPE, GRAD_DTYPE, MOMENT_DTYPE, ALIGNED)
-        scalars = _load_scalars(floats + tensor * FLOATS)
+        scalars = load_scalars(floats + tensor * FLOATS)
         call_for_mode(
             tl.load(row + _MODE),
             MODES,
@@ -361,7 +268,7 @@ def _strided_block(
     layout,  # int64*: its row of the layout table
     ints,  # int32*: its integers
     origins,  # _load_origins
-    scalars,  # _load_scalars
+    scalars,  # load_scalars
     block,  # int32 scalar: number within the tensor
     STOCHASTIC: tl.constexpr,
     PTX: tl.constexpr,
@@ -373,7 +280,7 @@ def _strided_block(
     offsets = (at_param, at_grad, at_moment)
     _step_elements(
         load_key(row, ints),
-        load_rounding_key(row, ints),
+        _load_rounding_key(row, ints),
         origins,
         scalars,
         in_bounds,
@@ -407,7 +314,7 @@ def strided_step(
     if tl.load(ints + ACTIVE) != 0:
         layout = layout_table + tl.load(row + _LAYOUT) * _N_LAYOUT_COLUMNS
         origins = _load_origins(row, PARAM_DTYPE, GRAD_DTYPE, MOMENT_DTYPE, False)
-        scalars = _load_scalars(floats + tensor * FLOATS)
+        scalars = load_scalars(floats + tensor * FLOATS)
         call_for_mode(
             tl.load(row + _MODE),
             MODES,

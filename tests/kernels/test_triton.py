@@ -20,6 +20,7 @@ from graddrop.testing import DTYPES, make_knobs, random_slot
 pytest.importorskip("triton", reason="Triton is not installed")
 from graddrop.kernels import abi
 from graddrop.kernels.gpu import launch
+from graddrop.kernels.gpu.options import tiles_per_chunk, vector_width
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = testing.INTERPRETED if launch.interpreted() else testing.FP32_ARITHMETIC
@@ -400,7 +401,7 @@ def test_the_judge_can_fail():
 
 def test_work_per_program_follows_the_total():
     """A tile per program until each of 132 processors has two; 16 where there is enough."""
-    assert [launch.tiles_per_chunk(n, 132) for n in (1, 977, 264 * 4, 264 * 16, 10**6)] == [
+    assert [tiles_per_chunk(n, 132) for n in (1, 977, 264 * 4, 264 * 16, 10**6)] == [
         1,
         3,
         4,
@@ -414,6 +415,6 @@ def test_the_launcher_names_its_modes_by_the_tables():
     bf16 = DTYPES["all bf16"]
     element = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_GRAD)
     row = 1 << (abi.SOURCE_ROW * abi.N_SITES + abi.SITE_GRAD)
-    assert launch.vector_width(bf16, 1 | element) == 8
-    assert launch.vector_width(bf16, 1 | element | row) == 4
-    assert launch.vector_width(DTYPES["fp32"], element) == 4
+    assert vector_width(bf16, 1 | element) == 8
+    assert vector_width(bf16, 1 | element | row) == 4
+    assert vector_width(DTYPES["fp32"], element) == 4
