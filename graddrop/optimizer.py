@@ -207,7 +207,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        self._counters.sync(self.param_groups)
+        self._counters.catch_up(self.param_groups)
         group = dict(param_group)
         for name in OF_ALL_GROUPS & group.keys():  # ZeroRedundancyOptimizer gives them twice
             own = self.__dict__[_ATTRIBUTES.get(name, name)]
@@ -233,7 +233,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
             raise
         self._knobs.add(group, schedule)
         self._plan_cache.add(group)
-        self._counters.look(self.param_groups)
+        self._counters.add(group)
 
     # -- the step ----------------------------------------------------------------------------------
 

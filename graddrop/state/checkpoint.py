@@ -44,8 +44,8 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
         state_dict: as ``Optimizer.state_dict`` made it.
 
     Raises:
-        ValueError: missing keys, groups of other sizes, moments of other shapes, what AdamW has and
-            we have not.
+        ValueError: missing keys, groups of other sizes, ids that come twice or name none of the
+            state, moments of other shapes or without real numbers, what AdamW has and we have not.
         TypeError: a number of steps that is no number.
     """
     missing = {"state", "param_groups"} - state_dict.keys()
@@ -56,6 +56,15 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
         raise ValueError(
             "loaded state dict has a different number of parameter groups: expected "
             f"{len(groups)}, got {len(saved_groups)}"
+        )
+    ids = [param_id for saved in saved_groups for param_id in saved["params"]]
+    if len(set(ids)) != len(ids):
+        raise ValueError("expected an id for each parameter of the saved groups, got one twice")
+    found = list(state_dict["state"])
+    if found and not set(ids).intersection(found):
+        raise ValueError(
+            f"expected state by the ids of the saved groups, such as {ids[:1]}, got it by "
+            f"{beginning(found)}: JSON makes texts of numbers"
         )
     loaded = {}
     for group_index, (mine, saved) in enumerate(zip(groups, saved_groups, strict=True)):
@@ -229,11 +238,17 @@ def _check_state(param: Tensor, state: dict[str, Any]) -> None:
             f"missing: {sorted(missing)}"
         )
     for key in ("exp_avg", "exp_avg_sq"):
-        found = tuple(state[key].shape) if isinstance(state[key], Tensor) else type(state[key])
+        moment = state[key]
+        found = tuple(moment.shape) if isinstance(moment, Tensor) else type(moment)
         if found != shape:
             raise ValueError(
                 f"expected {key} of shape {shape}, got {found}: this state belongs to other "
                 "parameters"
+            )
+        if moment.is_meta or not moment.is_floating_point():
+            raise ValueError(
+                f"expected {key} as a real floating-point tensor with data, got dtype "
+                f"{moment.dtype} on {moment.device}"
             )
     step = state["step"]
     if isinstance(step, Tensor) and step.numel() == 1 and not step.is_meta:

@@ -100,6 +100,10 @@ class Counters:
             self._behind = False
         self._remember(groups)
 
+    def add(self, group: Group) -> None:
+        """Know another group, which counts as the others do."""
+        self._seen.append(_SEEN(group))
+
     def _remember(self, groups: Sequence[Group]) -> None:
         self._seen = list(map(_SEEN, groups))
 
@@ -161,6 +165,10 @@ class Counters:
             ValueError, TypeError: as :meth:`look`.
         """
         self.look(groups)
+        self.catch_up(groups)
+
+    def catch_up(self, groups: Sequence[Group]) -> None:
+        """:meth:`sync`, but for what somebody else may have put there."""
         if (self._behind or self._captured) and self._on:
             values = dict(zip(COUNTERS, next(iter(self._on.values())).tolist(), strict=True))
             for group in groups:

@@ -76,6 +76,22 @@ STATES = {
         "expected exp_avg_sq of shape (4,), got (5,)",
     ),
     "a number for a moment": (lambda s: s["state"][1].update(exp_avg=0.0), "got <class 'float'>"),
+    "a moment of integers": (
+        lambda s: s["state"][1].update(exp_avg=torch.zeros(4, dtype=torch.int64)),
+        "expected exp_avg as a real floating-point tensor with data, got dtype torch.int64 on cpu",
+    ),
+    "a moment without data": (
+        lambda s: s["state"][0].update(exp_avg_sq=torch.zeros(5, 7, device="meta")),
+        "expected exp_avg_sq as a real floating-point tensor with data",
+    ),
+    "an id twice": (
+        lambda s: s["param_groups"][0].update(params=[1, 1]),
+        "expected an id for each parameter of the saved groups, got one twice",
+    ),
+    "ids as text": (
+        lambda s: s.update(state={str(key): own for key, own in s["state"].items()}),
+        "such as [0], got it by ['0', '1']: JSON makes texts of numbers",
+    ),
     "a step of many": (lambda s: s["state"][1].update(step=torch.zeros(2)), "one number"),
     "amsgrad": (lambda s: s["param_groups"][0].update(amsgrad=True), "without amsgrad"),
     "Adam with its own decay": (

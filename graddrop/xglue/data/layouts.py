@@ -61,7 +61,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             if number == 1:
                 raw = raw.removeprefix(BYTE_ORDER_MARK)
             try:
-                line = raw.decode("utf-8").rstrip("\r\n")
+                line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
                 found = raw[error.start : error.end]
                 raise DataError.at(path, number, "UTF-8", found) from None

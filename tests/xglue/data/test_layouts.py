@@ -148,6 +148,7 @@ def test_answers_are_counted_in_characters(tmp_path: Path) -> None:
         ("pos", "a NOUN\rb VERB\r", r":1: expected lines that end in LF or CR LF.*'a NOUN\\rb V"),
         ("qam", "a\tb\t1\n\r\na\rc\tb\t1\n", ":2: expected 3 TAB-separated columns"),
         ("qam", "a\tb\t1\na\rc\tb\t1\n", r":2: expected lines that end in LF or CR LF"),
+        ("pos", "a NOUN\r\r\nb VERB\r\r\n", r":1: expected lines that end in LF or CR LF"),
         ("qam", "a\tb\t1 \n", ":1: expected a label out of 0, 1, found '1 '"),
         ("pos", "a NUON\n", r":1: expected a label out of ADJ, .*, found 'NUON'"),
         ("ner", "a O\n\nb B-TIME\n", r":3: expected a label out of O, B-PER.*found 'B-TIME'"),
