@@ -42,6 +42,16 @@ ROUNDING_DRAW = tl.constexpr(6)  # masks may live for many steps, what rounds mu
 INTS = tl.constexpr(8)  # one is left over: rows begin at multiples of 32 bytes
 
 
+@triton.jit
+def _threshold(drop_prob):
+    """round(65536 drop_prob), ties to even: fp64, any shape, to int32 in [0, 65536]."""
+    scaled = drop_prob * 65536.0
+    nearest = tl.floor(scaled + 0.5).to(tl.int32)
+    tie = nearest.to(tl.float64) - scaled == 0.5
+    nearest -= (tie & (nearest % 2 == 1)).to(tl.int32)
+    return tl.minimum(tl.maximum(nearest, 0), 65536)
+
+
 @triton.jit(
     do_not_specialize=["n_tensors"],
     # Others made them: where they lie shall not compile a second kernel in the midst of training.
@@ -86,12 +96,7 @@ def prepare(
     bias_correction1 = 1.0 - tl.exp(step * log_beta1)
     bias_correction2 = 1.0 - tl.exp(step * log_beta2)
 
-    # threshold: round(65536 drop_prob), ties to even
-    scaled = tl.load(group + _DROP_PROB) * 65536.0
-    threshold = tl.floor(scaled + 0.5).to(tl.int32)
-    tie = threshold.to(tl.float64) - scaled == 0.5
-    threshold -= (tie & (threshold % 2 == 1)).to(tl.int32)
-    threshold = tl.minimum(tl.maximum(threshold, 0), 65536)
+    threshold = _threshold(tl.load(group + _DROP_PROB))
     period = tl.load(group + _PERIOD).to(tl.int64)
     draw = tl.where(period > 0, steps_finished // tl.maximum(period, 1), masks_begun)
     draw = draw.to(tl.uint32)
