@@ -116,25 +116,7 @@ def graddrop_adamw_(
     scalars = {"lr": lr, "drop_prob": drop_prob, "grad_scale": grad_scale, "found_inf": found_inf}
     tensors |= {name: [value] for name, value in scalars.items() if isinstance(value, Tensor)}
     for name, values in tensors.items():
-        if isinstance(values, Tensor):
-            raise TypeError(
-                f"expected {name} as a list of tensors, got one of {tuple(values.shape)}"
-            )
-        for tensor in values:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"expected {name} of tensors, got {type(tensor)}: leave parameters without a "
-                    "gradient out of all lists"
-                )
-            if is_dtensor(tensor):
-                raise TypeError(
-                    f"expected {name} of plain tensors, got a DTensor of shape "
-                    f"{tuple(tensor.shape)}: pass its .to_local() and, as shards, where that lies "
-                    "in the whole; FusedGradDropAdamW takes DTensors as they are"
-                )
-            # The operator would take it for a question about shapes, and do nothing.
-            if tensor.is_meta:
-                raise RuntimeError(f"expected {name} with data, got a meta tensor: materialise it")
+        _check_plain(name, values)
     if layers is None and granularity == "layer":
         raise ValueError('granularity="layer" has to know the layers: pass layers')
     stream_ids = stream_ids if stream_ids is not None else range(len(params))
@@ -183,6 +165,27 @@ def graddrop_adamw_(
         places=[index for shard in shards for index in (*shard.global_shape, *shard.offset)],
         backend=backend,
     )
+
+
+def _check_plain(name: str, tensors: Sequence[Tensor]) -> None:
+    """Check that an argument is a list of tensors whose memory is here, all of it."""
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"expected {name} as a list of tensors, got one of {tuple(tensors.shape)}")
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"expected {name} of tensors, got {type(tensor)}: leave parameters without a "
+                "gradient out of all lists"
+            )
+        if is_dtensor(tensor):
+            raise TypeError(
+                f"expected {name} of plain tensors, got a DTensor of shape {tuple(tensor.shape)}: "
+                "pass its .to_local() and, as shards, where that lies in the whole; "
+                "FusedGradDropAdamW takes DTensors as they are"
+            )
+        # The operator would take it for a question about shapes, and do nothing.
+        if tensor.is_meta:
+            raise RuntimeError(f"expected {name} with data, got a meta tensor: materialise it")
 
 
 _BY_HAND = 0  # period of the masks: the caller names the draw
