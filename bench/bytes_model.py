@@ -28,5 +28,7 @@ EAGER_DROPOUT = (2 * 4 + _BOOL) + 2 * 4 + FP32
 CLIP_EAGER = 4 + 2 * 4 + FP32
 # read the gradient for its norm
 CLIP_IN_STEP = 4 + FP32
+# read the gradient and the first moment
+ALIGNED = 2 * 4 + FP32
 # read and write one fp32 tensor: what bandwidth is measured with
 IN_PLACE_PASS = 2 * 4

@@ -286,6 +286,10 @@ PEERS = {
         max_grad_norm=MAX_NORM,
         masked_norm=True,
     ),
+    # Magma's scale, by how gradients agree with first moments, on masks that move every tensor.
+    "alignment": _graddrop(
+        'GradDrop, `rescale="alignment"`', _MODEL.ALIGNED, site="update", rescale="alignment"
+    ),
     # bf16 parameters and gradients.
     "bf16-fused": Peer("bf16: torch AdamW fused, no mask", _FUSED, _MODEL.adamw(2, 2), dtype=BF16),
     "bf16-graddrop": _graddrop("bf16: GradDrop, fp32 moments", _MODEL.adamw(2, 4), BF16),

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from bench.machine_code import AmdReport, Report, amd_report, report
 from graddrop.kernels import abi
 from graddrop.kernels.gpu.decide import SOURCE_LONG_ROW
+from graddrop.kernels.gpu.dots import dense_dots, strided_dots
 from graddrop.kernels.gpu.launch import PREPARE_BLOCK
 from graddrop.kernels.gpu.norm import dense_squares, strided_squares, sum_chunks
 from graddrop.kernels.gpu.options import (
@@ -88,6 +89,12 @@ NORM_CASES = {  # dtype of the gradients, modes, masked
     "bf16, norm of what a loaded mask keeps": (BF16, LOADED, True),
 }
 
+DOTS_CASES = {  # dtypes of gradients and moments
+    "fp32, products": (F32, F32),
+    "bf16 with fp32 moments, products": (BF16, F32),
+    "all bf16, products": (BF16, BF16),
+}
+
 ARGUMENTS = {  # of all kernels; their other ones are constants
     "chunks": "*i32",
     "spans": "*i32",
@@ -105,6 +112,7 @@ ARGUMENTS = {  # of all kernels; their other ones are constants
     "n_tensors": "i32",
     "tiles": "i32",
     "first": "i32",
+    "room": "i32",
 }
 
 
@@ -164,6 +172,15 @@ def compile_squares(
     return compile_kernel(dense_squares, target, constants, vector)
 
 
+def compile_dots(
+    grad_dtype: torch.dtype, moment_dtype: torch.dtype, target: GPUTarget
+) -> CompiledKernel:
+    """``dense_dots``."""
+    dtypes = {"GRAD_DTYPE": DTYPES[grad_dtype], "MOMENT_DTYPE": DTYPES[moment_dtype]}
+    constants = {**dtypes, "ALIGNED": True, "VECTOR": 4}
+    return compile_kernel(dense_dots, target, constants)
+
+
 def step_reports() -> dict[str, Report]:
     """Every case of ``dense_step`` for sm_90."""
     return {
@@ -197,6 +214,14 @@ def norm_reports() -> dict[str, Report]:
     }
 
 
+def dots_reports() -> dict[str, Report]:
+    """Every case of ``dense_dots`` for sm_90."""
+    return {
+        name: report(compile_dots(*dtypes, TARGETS["sm_90"]), 4, operands=2)
+        for name, dtypes in DOTS_CASES.items()
+    }
+
+
 def compiles_everywhere() -> dict[str, list[str]]:
     """Target -> the kernels that were compiled to its machine code."""
     done: dict[str, list[str]] = {}
@@ -205,6 +230,7 @@ def compiles_everywhere() -> dict[str, list[str]]:
         fp32 = {**dtype_constants((F32, F32, F32)), "STOCHASTIC": False}
         fp32["PTX"] = target.backend == "cuda"
         masked = {"GRAD_DTYPE": DTYPES[F32], "MASKED": True}
+        moments = {"GRAD_DTYPE": DTYPES[F32], "MOMENT_DTYPE": DTYPES[F32]}
         some = {"MODES": ELEMENT | ROW | LOADED}
         kernels = {
             "prepare": compile_kernel(prepare, target, {"BLOCK": PREPARE_BLOCK}),
@@ -214,6 +240,8 @@ def compiles_everywhere() -> dict[str, list[str]]:
             "strided_step fp32": compile_kernel(strided_step, target, fp32 | some),
             "dense_squares fp32": compile_squares(F32, PLAIN | ELEMENT, True, target),
             "strided_squares fp32": compile_kernel(strided_squares, target, masked | some),
+            "dense_dots fp32": compile_dots(F32, F32, target),
+            "strided_dots fp32": compile_kernel(strided_dots, target, moments),
             "sum_chunks": compile_kernel(sum_chunks, target, {"MASKED": False}),
         }
         done[name] = [kernel for kernel, compiled in kernels.items() if compiled.asm[binary]]
@@ -226,17 +254,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     steps, norms, amd = step_reports(), norm_reports(), amd_reports()
+    dots = dots_reports()
     targets = compiles_everywhere()
     if args.json:
         found = {"triton": triton.__version__, "targets": targets}
-        for kernel, reports in (("step", steps), ("norm", norms), ("amd", amd)):
+        kinds = (("step", steps), ("norm", norms), ("dots", dots), ("amd", amd))
+        for kernel, reports in kinds:
             found[kernel] = {name: asdict(one) for name, one in reports.items()}
         print(json.dumps(found))
         return
-    print(f"dense_step and dense_squares for sm_90, Triton {triton.__version__}")
+    print(f"dense_step, dense_squares, dense_dots for sm_90, Triton {triton.__version__}")
     print("| case | instructions per element | registers | stack | shared | accesses per turn |")
     print("|---|---|---|---|---|---|")
-    for name, found in {**steps, **norms}.items():
+    for name, found in {**steps, **norms, **dots}.items():
         accesses = ", ".join(f"{count} x {what}" for what, count in sorted(found.wide.items()))
         print(
             f"| {name} | {found.per_element:.1f} | {found.registers} | {found.stack_bytes} "

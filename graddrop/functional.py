@@ -20,7 +20,7 @@ from .step.checks import (
     is_capturing,
     read_scalar,
 )
-from .step.knobs import KNOBS, Knobs, with_units
+from .step.knobs import ALIGNMENT, KNOBS, Knobs, with_units
 from .step.overlap import find_overlap
 from .step.plan import Plan
 from .step.sharding import is_dtensor, shard_of
@@ -85,7 +85,8 @@ def graddrop_adamw_(
         select: ``"bernoulli"``, or for tensors and layers a choice among those given, see
             :func:`graddrop.mask.keep_units`.
         site: ``"grad"``, ``"update"`` or ``"freeze"``.
-        rescale: scale what is kept by the inverse of the realised keep probability.
+        rescale: scale what is kept by the inverse of the realised keep probability; an alignment,
+            which is state, needs the optimizer.
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
         stochastic_rounding: round bfloat16 parameters at random, with bits of ``draw``.
         maximize: ascend instead of descend.
@@ -146,6 +147,11 @@ def graddrop_adamw_(
         "mask_decay": mask_decay,
         "stochastic_rounding": stochastic_rounding,
     }
+    if rescale == ALIGNMENT:
+        raise ValueError(
+            f'Invalid rescale: "{ALIGNMENT}": expected a bool; an alignment is state from step to '
+            "step: use FusedGradDropAdamW"
+        )
     check_knobs(Knobs(lr=lr, drop_prob=drop_prob, seed=seed, period=_BY_HAND, **knobs))
     _adamw_(
         list(params),
@@ -204,6 +210,7 @@ _TYPES: dict[Any, str] = {
     bool: "bool",
     str: "str",
     int: "SymInt",
+    bool | str: "bool",
 }
 """In a schema; lr and drop_prob are tensors there."""
 # The operator's arguments, name and type: each knob is one, and "!" marks what is written.

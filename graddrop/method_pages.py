@@ -26,6 +26,13 @@ _SITES = {
         "p_t, m_t, v_t = p_(t-1), m_(t-1), v_(t-1)   elsewhere"
     ),
 }
+_ALIGNMENT = "a_t = 0.9 a_(t-1) + 0.1 sigmoid(cos(g, m_(t-1)) / 2),   a_0 = 1/2"
+_SCALES: dict[bool | str, str] = {
+    False: "1",
+    True: "1 / (realised keep probability)",
+    "alignment": "a_t, a number of each tensor, for which one that is skipped looks at its "
+    "gradient, too",
+}
 _UNITS = {"element": "entry", "row": "row", "tensor": "tensor", "layer": "layer"}
 _SELECTS = {
     "bernoulli": "each {unit} is dropped with probability p, by its own 16 random bits",
@@ -62,7 +69,9 @@ def page(name: str) -> str:
     period = _PERIODS.get(knobs["period"], f"drawn anew every K = {knobs['period']} steps")
     select = _SELECTS[knobs["select"]].format(unit=_UNITS[knobs["granularity"]])
     chosen = f"{select}; {period}"
-    scale = "1 / (realised keep probability)" if knobs["rescale"] else "1"
+    equation, scale = _SITES[knobs["site"]], _SCALES[knobs["rescale"]]
+    if knobs["rescale"] == "alignment":
+        equation = f"{_ALIGNMENT}\n{equation}"
     if preset.made is not None:
         chosen, knobs = _loaded(preset.made), {"site": knobs["site"]}
     lines = [
@@ -75,7 +84,7 @@ def page(name: str) -> str:
         "## Equation",
         "",
         "```",
-        _SITES[knobs["site"]],
+        equation,
         "```",
         "",
         "g is the gradient, m and v the moments, hats their bias corrections, lr, wd, b1, b2, eps "
@@ -92,6 +101,8 @@ def page(name: str) -> str:
     ]
     if preset.differs:
         lines += ["What to know: " + preset.differs + ".", ""]
+    if preset.reported:
+        lines += ["## Reported", "", f"{preset.reported[0].upper()}{preset.reported[1:]}.", ""]
     lines += ["## Cost", "", _cost(knobs, preset.made), "", "## Use", "", _use(name, preset)]
     return "\n".join(lines)
 
@@ -125,6 +136,15 @@ def _cost(knobs: dict[str, Any], made: Made | None) -> str:
         text += (
             " The step moves as many bytes as AdamW's: 28 per entry in fp32, in one pass; "
             "[performance](../performance.md) has its time."
+        )
+    if knobs.get("rescale") == "alignment":
+        text = (
+            "One number per tensor beyond AdamW's memory: masks are functions of seed, draw, "
+            "parameter and element.\nBefore the step, which moves as many bytes as AdamW's, 28 per "
+            "entry in fp32, a pass reads gradients and\nfirst moments, 8 more; it finds the norm "
+            "of `max_grad_norm` as well, which then costs no other pass.\nNothing waits for a "
+            "device; shards add up three numbers per tensor. `make bench` has a row for\n"
+            '`rescale="alignment"`.'
         )
     if wholes and knobs["site"] != "update":
         text += (

@@ -48,7 +48,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
             the device; None where ``max_grad_norm`` is.
 
     State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq``, as in ``torch.optim.AdamW``, whose
-    state dicts load here and which loads ours.
+    state dicts load here and which loads ours; under ``rescale="alignment"`` an ``alignment`` too.
 
     Args:
         params: tensors, param groups, or ``model.named_parameters()`` (names give the layers).
@@ -76,7 +76,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
         site: where the mask acts: ``"grad"`` (masked gradients enter the moments), ``"update"``
             (dense moments; the parameter moves only where kept) or ``"freeze"`` (where dropped
             nothing changes, moments included; a tensor that one decision drops keeps its ``step``).
-        rescale: scale what is kept by 1 / (realised keep probability).
+        rescale: scale what is kept by 1 / (realised keep probability); or ``"alignment"``, under
+            ``site="update"``: by how well the gradients of a tensor agree with its first moment,
+            see :func:`graddrop.reference.next_alignment`. A step then reads both once more.
         mask_decay: under ``site="update"``, whether weight decay too acts only where kept.
         stochastic_rounding: round bfloat16 parameters at random, on average to the exact value, so
             that steps smaller than their precision add up; other dtypes as always.
@@ -121,7 +123,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
         select: str = "bernoulli",
         period: str | int = "step",
         site: str = "grad",
-        rescale: bool = False,
+        rescale: bool | str = False,
         mask_decay: bool = True,
         stochastic_rounding: bool = False,
         seed: int = 0,

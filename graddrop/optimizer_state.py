@@ -22,7 +22,9 @@ from .state.groups import OF_ALL_GROUPS, Group, make_plain
 from .state.loaded_masks import KEEP_MASK, LoadedMask, LoadedMasks, masks_of_state, warn_lost
 from .state.plan_cache import PlanCache
 from .state.skipping import Skipping
+from .step.alignment import initial_alignment
 from .step.backends import resolve
+from .step.knobs import ALIGNMENT
 
 # What a pickle holds beside torch's own, and what one without it means.
 _PICKLED = {
@@ -75,6 +77,8 @@ class StatefulOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, in the form of ``torch.optim.AdamW``, with our knobs in the groups.
 
+        Under ``rescale="alignment"`` a parameter's state has its ``alignment`` as well.
+
         Where a mask is loaded for a parameter (:meth:`load_masks`), its state has a ``keep_mask``,
         and its group says so in ``loaded_masks``, a list of bools, one per parameter.
         """
@@ -99,7 +103,8 @@ class StatefulOptimizer(Optimizer):
         Knobs in the loaded groups replace the constructor's; a warning names both where they
         differ. A schedule of ``drop_prob`` goes on from the loaded step. With a state of
         ``torch.optim.AdamW`` the knobs and loaded masks stay as they are here. Moments are loaded
-        in the dtypes that they have here, not in the parameters'.
+        in the dtypes that they have here, not in the parameters'. Alignments that a state lacks,
+        since it was made without ``rescale="alignment"``, begin with the next step.
 
         Args:
             state_dict: as :meth:`state_dict` made it. It is not changed and not aliased.
@@ -124,6 +129,8 @@ class StatefulOptimizer(Optimizer):
             for param in group["params"]:
                 if param in loaded:
                     state[param] = self._initial_state(param, group)
+                    if group["rescale"] == ALIGNMENT and ALIGNMENT in loaded[param]:
+                        state[param][ALIGNMENT] = initial_alignment(param)
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]).reshape(value.shape))
         masks = self._loaded_masks.prepare(masks_of_state(groups, state_dict))

@@ -11,6 +11,10 @@ from torch import Tensor
 SITES = ("grad", "update", "freeze")
 """What a mask acts on (the gradient, the update, or all that a step changes)."""
 
+INITIAL_ALIGNMENT = 0.5
+"""An alignment before the first step: that of a gradient at right angles to its first moment, which
+is what the first step finds, since its moment is zero."""
+
 
 def adamw_step_(
     param: Tensor,
@@ -55,7 +59,7 @@ def adamw_step_(
         weight_decay: decoupled decay per unit of lr, >= 0.
         site: where the mask acts, one of :data:`SITES`.
         mask_decay: under ``site="update"``, whether weight decay too acts only where k.
-        mask_scale: s, 1 or 1/q.
+        mask_scale: s, 1, 1/q or the tensor's alignment (:func:`next_alignment`).
         grad_factor: f, for example -1 to maximize.
         rounding_bits: int64 in [0, 65536), shape of ``param``, which is bfloat16 then and rounded
             with them (:func:`round_to_bfloat16`); None rounds to nearest.
@@ -146,3 +150,43 @@ def masked_squares(
     if keep is not None and site != "update":
         g = torch.where(keep, g * mask_scale, 0.0)
     return g.square().sum()
+
+
+def moment_dots(grad: Tensor, exp_avg: Tensor, *, grad_factor: float = 1.0) -> Tensor:
+    """What the angle between a gradient and its first moment is made of: g g, g m and m m, summed.
+
+    Shards of a tensor add up theirs.
+
+    Args:
+        grad: any shape, floating dtype.
+        exp_avg: first moment before the step, shape of ``grad``.
+        grad_factor: multiplies the gradient, for example -1 to maximize.
+
+    Returns:
+        float64 [3].
+    """
+    g, m = grad.double() * grad_factor, exp_avg.double()
+    return torch.stack([(g * g).sum(), (g * m).sum(), (m * m).sum()])
+
+
+def next_alignment(alignment: Tensor, dots: Tensor) -> Tensor:
+    """How well a tensor's gradients agree with its first moment, on average over about 10 steps.
+
+    The scale of Magma (arXiv 2602.15322, in the definition of microsoft/dion, pull request 27)::
+
+        a_t = 0.9 a_(t-1) + 0.1 sigmoid(cos(g_t, m_(t-1)) / 2)
+
+    Of a zero gradient or moment the cosine is 0. From :data:`INITIAL_ALIGNMENT` on, a_t lies
+    between sigmoid(-1/2) = 0.378 and sigmoid(1/2) = 0.622.
+
+    Args:
+        alignment: float32, any shape: a_(t-1).
+        dots: float64, that shape and [3] more, of whole tensors: see :func:`moment_dots`.
+
+    Returns:
+        float32, shape of ``alignment``: a_t.
+    """
+    gg, gm, mm = dots.unbind(-1)
+    norms = gg.sqrt() * mm.sqrt()
+    cosine = torch.where(norms == 0, 0.0, gm / norms)
+    return (0.9 * alignment.double() + 0.1 * torch.sigmoid(cosine / 2)).float()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..mask import layer_of
 from ..schedules import Schedule
 from ..step.checks import check_knobs
-from ..step.knobs import MASK_KNOBS
+from ..step.knobs import ALIGNMENT, MASK_KNOBS
 from .counters import agreed_counters
 from .groups import (
     CONSTANTS,
@@ -250,6 +250,12 @@ def _check_state(param: Tensor, state: dict[str, Any]) -> None:
                 f"expected {key} as a real floating-point tensor with data, got dtype "
                 f"{moment.dtype} on {moment.device}"
             )
+    alignment = state.get(ALIGNMENT, 0.5)
+    is_one = isinstance(alignment, Real) and not isinstance(alignment, bool)
+    if isinstance(alignment, Tensor):
+        is_one = alignment.numel() == 1 and alignment.is_floating_point() and not alignment.is_meta
+    if not is_one:
+        raise ValueError(f"expected alignment as one number, got {alignment!r}")
     step = state["step"]
     if isinstance(step, Tensor) and step.numel() == 1 and not step.is_meta:
         step = step.item()

@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ..kernels.cpu.objects import Records
-from ..step.knobs import Knobs
+from ..step.knobs import ALIGNMENT, Knobs
 from ..step.sharding import are_plain, local_tensors
 from .checkpoint import STATE_KEYS
 from .groups import LOADED_MASKS, Group
 
 State = Mapping[Tensor, dict[str, Any]]
 _STATE = itemgetter(*STATE_KEYS)
+_ALIGNMENT = itemgetter(ALIGNMENT)
 _NAMES = itemgetter("stream_ids", "layers", LOADED_MASKS)
 
 
@@ -56,7 +57,8 @@ class PlanGuard:
         self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
-        self._held = list(chain.from_iterable(map(_STATE, self._own)))
+        self._aligned = [own for own in self._own if ALIGNMENT in own]
+        self._held = self._hold()
         self._plain = are_plain(params)
         self._all_plain = self._plain and are_plain(self._held)
         self._places = Records(self._tensors())
@@ -78,7 +80,7 @@ class PlanGuard:
         other strides or another dtype in its own.
         """
         try:
-            held = chain.from_iterable(map(_STATE, self._own))
+            held = self._hold()
             return (
                 len(params) == len(self._params)
                 and len(state) == len(self._owners)
@@ -93,6 +95,11 @@ class PlanGuard:
             )
         except KeyError:  # a part of the state is gone
             return False
+
+    def _hold(self) -> list[Tensor]:
+        """The state that the plan reads and writes."""
+        held = list(chain.from_iterable(map(_STATE, self._own)))
+        return held + list(map(_ALIGNMENT, self._aligned)) if self._aligned else held
 
     def _tensors(self) -> Sequence[Tensor]:
         """What the plan reads and writes beside gradients, as this process holds it."""

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..step.checks import check_grad, check_moments, check_param, is_capturing
+from ..step.alignment import initial_alignment
+from ..step.checks import (
+    check_alignment,
+    check_grad,
+    check_moments,
+    check_param,
+    is_capturing,
+)
+from ..step.knobs import ALIGNMENT
 from ..step.sharding import local_tensor, shard_of
 from ..step.slot import Slot
 from .checkpoint import STATE_KEYS
@@ -59,8 +67,10 @@ def slots_of(
             if grad is None and own.keys().isdisjoint(STATE_KEYS):
                 slots.append(None)
                 continue
+            new = own.keys().isdisjoint(STATE_KEYS)  # others may keep theirs beside ours
+            unaligned = group["rescale"] == ALIGNMENT and ALIGNMENT not in own
             try:
-                if own.keys().isdisjoint(STATE_KEYS):  # others may keep theirs beside ours
+                if new or unaligned:
                     if is_capturing():
                         raise RuntimeError(
                             "expected state for each parameter with a gradient to capture step() "
@@ -68,7 +78,9 @@ def slots_of(
                             "step with these gradients before the capture"
                         )
                     check_param(local_tensor(param))
-                    own = {**own, **initial_state(param, group)}
+                    own = {**own, **(initial_state(param, group) if new else {})}
+                    if unaligned:
+                        own[ALIGNMENT] = initial_alignment(param)
                 slot = _slot_of(param, grad, own, group, index, group_index)
                 bits = loaded_masks.bits(param, slot.param, slot.shard)
                 slots.append(slot if bits is None else replace(slot, keep_bits=bits))
@@ -100,6 +112,9 @@ def _slot_of(
         layer=group["layers"][index],
         shard=shard_of(param),
         group=group_index,
+        alignment=own[ALIGNMENT] if group["rescale"] == ALIGNMENT else None,
     )
     check_moments(local, slot.exp_avg, slot.exp_avg_sq, slot.step)
+    if slot.alignment is not None:
+        check_alignment(local, slot.alignment)
     return slot

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..mask import GRANULARITIES, MAX_STREAM_ID, SELECTIONS, Shard, rescale_factor, threshold
 from ..reference import SITES
-from .knobs import SWITCHES, Knobs
+from .knobs import ALIGNMENT, SWITCHES, Knobs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of parameters
 _NUMBERS = (  # field of Knobs, its name in messages (torch's, where torch has one), upper end
@@ -45,7 +45,7 @@ def check_knobs(knobs: Knobs) -> None:
                 f"{type(knobs.drop_prob)}; schedules are given when the group is made"
             )
         threshold(knobs.drop_prob)
-        if knobs.rescale:
+        if knobs.rescale is True:
             rescale_factor(knobs.drop_prob)
     for name in SWITCHES:
         if not isinstance(getattr(knobs, name), bool):
@@ -63,6 +63,13 @@ def check_knobs(knobs: Knobs) -> None:
         )
     if knobs.site not in SITES:
         raise ValueError(f"Invalid site: {knobs.site!r}: expected one of {SITES}")
+    if not isinstance(knobs.rescale, bool) and knobs.rescale != ALIGNMENT:
+        raise TypeError(f'Invalid rescale: {knobs.rescale!r}: expected a bool, or "{ALIGNMENT}"')
+    if knobs.rescale == ALIGNMENT and knobs.site != "update":
+        raise ValueError(
+            f'rescale="{ALIGNMENT}" scales the update of what is kept, beside moments that see all '
+            f'gradients: expected site="update", got "{knobs.site}"'
+        )
     for name, value in (("seed", knobs.seed), ("period", knobs.period)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"Invalid {name}: {value!r}: expected an int, got {type(value)}")
@@ -211,6 +218,25 @@ def check_moments(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tens
     if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.numel() != 1:
         found = f"{step.dtype}, {tuple(step.shape)}" if isinstance(step, Tensor) else repr(step)
         raise RuntimeError(f"expected step as a float32 tensor of one element, got {found}")
+
+
+def check_alignment(param: Tensor, alignment: Any) -> None:
+    """Check the alignment of a parameter.
+
+    Raises:
+        RuntimeError: not a float32 tensor of one element on the parameter's device.
+    """
+    if not isinstance(alignment, Tensor):
+        raise RuntimeError(f"expected alignment as a tensor, got {alignment!r}")
+    if (
+        alignment.dtype != torch.float32
+        or alignment.numel() != 1
+        or alignment.device != param.device
+    ):
+        raise RuntimeError(
+            f"expected alignment as a float32 tensor of one element on {param.device}, got "
+            f"{alignment.dtype}, {tuple(alignment.shape)} on {alignment.device}"
+        )
 
 
 def check_shard(param: Tensor, shard: Shard) -> None:

@@ -22,6 +22,9 @@ from ..mask import (
     threshold,
 )
 
+ALIGNMENT = "alignment"
+"""Value of ``rescale``, and key of a parameter's state: see ``graddrop.reference``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
@@ -30,7 +33,8 @@ class Knobs:
     Each field is a key of a param group (``beta1`` and ``beta2`` are its ``betas``), a number of
     the step and an argument of the operator; lists of knobs elsewhere follow from this one.
     ``lr`` and ``drop_prob`` are floats or 0-dim tensors, which a device reads for itself.
-    ``period`` is K for a new mask every K steps, 0 for masks begun by hand.
+    ``period`` is K for a new mask every K steps, 0 for masks begun by hand. ``rescale`` is a bool,
+    or :data:`ALIGNMENT`.
 
     ``units`` is no knob: the tensors or layers among which ``select`` chooses by number, those of
     all groups that agree (:func:`with_units`).
@@ -47,7 +51,7 @@ class Knobs:
     select: str = "bernoulli"
     period: int = 1
     site: str = "grad"
-    rescale: bool = False
+    rescale: bool | str = False
     mask_decay: bool = True
     stochastic_rounding: bool = False
     seed: int = 0
@@ -79,8 +83,11 @@ class Knobs:
 
     @property
     def mask_scale(self) -> float:
-        """What multiplies what is kept: the inverse of the realised keep probability, or 1."""
-        if not self.rescale:
+        """What multiplies what is kept: the inverse of the realised keep probability, or 1.
+
+        An alignment is a tensor's own: :meth:`graddrop.step.slot.Slot.mask_scale`.
+        """
+        if self.rescale is not True:
             return 1.0
         if not self.counts or not self.units:
             return rescale_factor(float(self.drop_prob))
@@ -166,7 +173,7 @@ class Knobs:
         row[abi.WEIGHT_DECAY] = self.weight_decay
         row[abi.GRAD_SIGN] = -1.0 if self.maximize else 1.0
         row[abi.DROP_PROB] = 0.0 if isinstance(self.drop_prob, Tensor) else self.drop_prob
-        row[abi.RESCALE] = float(self.rescale)
+        row[abi.RESCALE] = float(self.rescale is True)
         row[abi.SEED_LOW], row[abi.SEED_HIGH] = self.seed & 0xFFFFFFFF, self.seed >> 32
         row[abi.PERIOD] = self.period
         return row
@@ -175,7 +182,8 @@ class Knobs:
     def structure(self) -> tuple[object, ...]:
         """What the kernels' tables depend on; the other knobs are numbers in them."""
         names = ("granularity", "site", "mask_decay", "masks_nothing", "stochastic_rounding")
-        return (*(getattr(self, name) for name in names), self.select, self.units)
+        by_alignment = self.rescale == ALIGNMENT
+        return (*(getattr(self, name) for name in names), self.select, self.units, by_alignment)
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from .alignment import Alignments
 from .backends import Executor, make_executor, resolve
 from .clipping import Clipping
 from .knobs import Knobs
@@ -54,6 +55,11 @@ class Plan:
         self._totals: dict[Key, Total] = {}  # made when a norm is first asked for
         self._planned = [slot is not None for slot in slots]
         self._params = list(compress(params, self._planned))
+        self._alignments = {}
+        for key, members in self._members.items():
+            mine = [self._params[i] for i in members], [present[i] for i in members]
+            if alignments := Alignments(*mine, knobs, key[0]):
+                self._alignments[key] = alignments
 
     def step(
         self,
@@ -85,17 +91,21 @@ class Plan:
         """
         planned = list(compress(grads, self._planned))
         for key, executor in self.executors.items():
-            members = self._members[key]
-            all_here = len(members) == len(planned)
-            executor.set_grads(planned if all_here else [planned[i] for i in members])
+            executor.set_grads(self._of(key, planned))
         try:
             for key, executor in self.executors.items():
                 scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
                 executor.begin(knobs, counters[key], *scaling)
+            scales = {
+                key: alignments.find(self.executors[key], _on(found_inf, key[0]))
+                for key, alignments in self._alignments.items()
+            }
             norm = None if clipping is None else self._grad_norm(clipping)
             factor = None if clipping is None or norm is None else clipping.factor(norm)
             for key, executor in self.executors.items():
-                executor.step(_on(factor, key[0]))
+                executor.step(_on(factor, key[0]), scales.get(key))
+            for key, alignments in self._alignments.items():
+                alignments.keep(self._of(key, planned))
         except BaseException:
             for executor in self.executors.values():
                 executor.abandon()
@@ -104,6 +114,11 @@ class Plan:
         written = [p for p, grad in zip(self._params, planned, strict=True) if grad is not None]
         torch.autograd.graph.increment_version(written)
         return norm
+
+    def _of(self, key: Key, planned: list[Tensor | None]) -> list[Tensor | None]:
+        """An executor's gradients."""
+        members = self._members[key]
+        return planned if len(members) == len(planned) else [planned[i] for i in members]
 
     def _grad_norm(self, clipping: Clipping) -> Tensor | None:
         total = None

@@ -196,6 +196,25 @@ class Total:
             total = total + part
         return total
 
+    def each(self, numbers: Tensor) -> Tensor:
+        """The sum of each parameter's numbers over its shards.
+
+        Args:
+            numbers: float [n_params, ...], of the local data of each.
+
+        Returns:
+            Likewise, the same on all processes.
+        """
+        totals = torch.zeros_like(numbers)
+        for rows, groups in self._parts:
+            part = numbers.clone()
+            if rows is not None:  # the others lie on another mesh, or are counted elsewhere
+                part.zero_().index_copy_(0, rows, numbers[rows])
+            for group in groups:
+                torch.distributed.all_reduce(part, group=group)
+            totals += part
+        return totals
+
 
 def _counted(mesh: Any, params: Sequence[Any], members: list[int]) -> tuple[list[int], list[Any]]:
     """Which members of a mesh count in this process, and the groups that add them up."""

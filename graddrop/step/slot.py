@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..mask import ROUNDING_STREAM, Shard, random_u16
 from .keep_bits import KeepBits
-from .knobs import Knobs
+from .knobs import ALIGNMENT, Knobs
 
 Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
 """Of param, grad and moments."""
@@ -28,6 +28,8 @@ class Slot:
         shard: where ``param`` lies in the whole parameter.
         group: index of its :class:`Knobs`.
         keep_bits: a loaded mask, which replaces the drawn one; None: masks are drawn.
+        alignment: float32, one element, on the device of ``param``, updated in place: see
+            :func:`graddrop.reference.next_alignment`; None where its group asks for none.
     """
 
     param: Tensor
@@ -40,6 +42,7 @@ class Slot:
     shard: Shard
     group: int
     keep_bits: KeepBits | None = None
+    alignment: Tensor | None = None
 
     @property
     def dtypes(self) -> Dtypes:
@@ -65,8 +68,21 @@ class Slot:
             return True
         return knobs.keep_wholes([self.stream_id], [self.layer], draw)[0]
 
+    def is_masked(self, knobs: Knobs) -> bool:
+        """Whether it has a mask, which may keep everything; otherwise it makes AdamW's step."""
+        if self.keep_bits is not None:
+            return True
+        return not knobs.masks_nothing and (knobs.granularity != "layer" or self.layer is not None)
+
+    def is_aligned(self, knobs: Knobs) -> bool:
+        """Whether the step of what its mask keeps is multiplied by its alignment."""
+        return knobs.rescale == ALIGNMENT and self.is_masked(knobs)
+
     def mask_scale(self, knobs: Knobs) -> float:
         """What multiplies what is kept."""
+        if self.is_aligned(knobs):
+            assert self.alignment is not None
+            return float(self.alignment)
         return 1.0 if self.keep_bits is not None else knobs.mask_scale
 
     def rounding_bits(self, knobs: Knobs, steps_finished: int) -> Tensor | None:

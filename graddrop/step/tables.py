@@ -23,14 +23,12 @@ _SITES = {"grad": abi.SITE_GRAD, "update": abi.SITE_UPDATE, "freeze": abi.SITE_F
 
 def _mode(slot: Slot, knobs: Knobs) -> tuple[int, int, int]:
     """(mode, stream, unit) of the slot's decisions."""
-    loaded = slot.keep_bits is not None
-    kept = knobs.masks_nothing or (knobs.granularity == "layer" and slot.layer is None)
-    if kept and not loaded:
+    if not slot.is_masked(knobs):
         return 0, 0, 0
     site = _SITES[knobs.site]
     if site == abi.SITE_UPDATE and not knobs.mask_decay:
         site = abi.SITE_UPDATE_DECAY_ALL
-    if loaded:
+    if slot.keep_bits is not None:
         return abi.SOURCE_LOADED * abi.N_SITES + site, 0, 0
     if knobs.granularity == "element":
         return abi.SOURCE_ELEMENT * abi.N_SITES + site, slot.stream_id, 0

@@ -100,6 +100,11 @@ METHODS: Mapping[str, Method] = {
         PRESETS["skip-update"].knobs,
         0.5,
     ),
+    "magma": Method(
+        "whole tensors skip their step at random, the others' is scaled by how gradients agree",
+        PRESETS["magma"].knobs,
+        0.5,
+    ),
     "random-masking": Method(
         "one random set of entries is trained from beginning to end",
         PRESETS["random-masking"].knobs,

@@ -20,6 +20,7 @@ _BFLOAT16_STOCHASTIC = 2
 _FUNCTIONS = (  # that a library of this version has
     "graddrop_step",
     "graddrop_grad_squares",
+    "graddrop_moment_dots",
     "graddrop_record",
     "graddrop_is_as_recorded",
     "graddrop_follow",
@@ -98,6 +99,7 @@ def load() -> Library:
     handle.graddrop_step.argtypes = [
         *tables,
         ctypes.c_double,  # grad_factor
+        ctypes.c_void_p,  # step_scales
         *[ctypes.c_int] * 3,  # dtypes of param, grad, moments
         *machine,
     ]
@@ -107,6 +109,12 @@ def load() -> Library:
         ctypes.c_int,  # dtype of grad
         *machine,
         ctypes.c_void_p,  # squares
+    ]
+    handle.graddrop_moment_dots.argtypes = [
+        *tables,
+        *[ctypes.c_int] * 2,  # dtypes of grad, moments
+        *machine,
+        ctypes.c_void_p,  # dots
     ]
     return Library(handle, _choose_isa(handle), _gomp_parallel())
 
@@ -178,7 +186,13 @@ class Tables:
         param, grad, moments = (_DTYPES[dtype] for dtype in dtypes)
         self._dtypes = (_BFLOAT16_STOCHASTIC if stochastic_rounding else param), grad, moments
 
-    def step_(self, group_table: Tensor, counters: Tensor, grad_factor: float = 1.0) -> None:
+    def step_(
+        self,
+        group_table: Tensor,
+        counters: Tensor,
+        grad_factor: float = 1.0,
+        step_scales: Tensor | None = None,
+    ) -> None:
         """One step, in place, of every tensor, on ``torch.get_num_threads()`` threads.
 
         The tensors' step counters advance; ``counters`` do not, since the tables of several dtype
@@ -188,6 +202,8 @@ class Tables:
             group_table: float64 [n_groups, N_GROUP_COLUMNS].
             counters: int64 [2].
             grad_factor: multiplies every gradient, beside GRAD_SIGN; any finite number.
+            step_scales: float64 [n_tensors], contiguous, multiply the tensors' learning rates, but
+                not their decay; None: by 1.
 
         Raises:
             RuntimeError: see :func:`load`.
@@ -199,6 +215,7 @@ class Tables:
             group_table.data_ptr(),
             counters.data_ptr(),
             grad_factor,
+            None if step_scales is None else step_scales.data_ptr(),
             *self._dtypes,
             *_machine(library),
         )
@@ -234,6 +251,35 @@ class Tables:
         if failed:
             raise MemoryError("The CPU kernel could not allocate its list of tiles")
         return squares
+
+    def moment_dots(self, group_table: Tensor, counters: Tensor) -> Tensor:
+        """Products of the gradients that the next step takes with their first moments.
+
+        Args:
+            group_table: as for :meth:`step_`.
+            counters: likewise.
+
+        Returns:
+            float64 [n_tensors, 3]: sums of g g, g m and m m, the same on any threads; of gradients
+            as they lie in memory, zeros without one.
+
+        Raises:
+            RuntimeError: see :func:`load`.
+            MemoryError: no memory for the call's own bookkeeping.
+        """
+        library = load()
+        dots = torch.empty((len(self._tensor_table), 3), dtype=torch.float64, device="cpu")
+        failed = library.handle.graddrop_moment_dots(
+            *self._places,
+            group_table.data_ptr(),
+            counters.data_ptr(),
+            *self._dtypes[1:],
+            *_machine(library),
+            dots.data_ptr(),
+        )
+        if failed:
+            raise MemoryError("The CPU kernel could not allocate its list of tiles")
+        return dots
 
 
 def _machine(library: Library) -> tuple[int, int, int | None]:

@@ -2,7 +2,8 @@
 //
 // A plain C interface without torch and without Python. The headers are one idea each: abi.h the
 // tables, philox.h the random bits, adamw.h the step, tensor.h one tensor's numbers, walk.h its
-// entries, norm.h the gradients' squares, objects.h where tensors lie, isa.h the instruction sets.
+// entries, norm.h the gradients' squares, dots.h their products with first moments, objects.h where
+// tensors lie, isa.h the instruction sets.
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +15,7 @@
 
 #include "abi.h"
 #include "adamw.h"
+#include "dots.h"
 #include "isa.h"
 #include "norm.h"
 #include "objects.h"
@@ -37,6 +39,9 @@ struct Work {
     // for sums of squares
     SumBlock sum_all = nullptr, sum_kept = nullptr;
     std::vector<double> sums;  // by tile: added up in their order, whoever computed them
+    // for products of gradients and moments
+    DotBlock dot_block = nullptr;
+    std::vector<Dots> dots;  // by tile, likewise
 
     void add(Tensor t, int64_t index) {
         t.index = index;
@@ -83,6 +88,15 @@ void sum_tiles(void* data) {
     });
 }
 
+void dot_tiles(void* data) {
+    Work& work = *static_cast<Work*>(data);
+    share(work, [&](const Tensor& t, int64_t tile) {
+        work.dots[size_t(t.first_tile + tile)] =
+            t.layout ? dot_strided(t, work.kernel, work.dot_block, tile)
+                     : dot_contiguous(t, work.kernel, work.dot_block, t.begin / TILE + tile);
+    });
+}
+
 using Run = void (*)(void* work);
 using GompParallel = void (*)(Run, void*, unsigned n_threads, unsigned flags);
 
@@ -125,6 +139,7 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
                          const double* group_table,    // [n_groups, N_GROUP_COLUMNS]
                          const int64_t* counters,      // [2], only read
                          double grad_factor,           // multiplies every gradient
+                         const double* step_scales,    // [n_tensors], multiply steps; null: by 1
                          int param_dtype,              // enum Dtype
                          int grad_dtype,               // enum Dtype
                          int moment_dtype,             // enum Dtype
@@ -145,6 +160,7 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
         if (row[GRAD] == NO_GRAD) continue;
         Tensor t =
             derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel);
+        if (step_scales) t.scalars.step_size = float(t.scalars.step_size * step_scales[i]);
         if (t.dropped && t.site == SITE_FREEZE) continue;  // its step counter stays, too
         *t.finished += 1;
         work.add(t, i);
@@ -196,6 +212,51 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
         for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum += work.sums[t.first_tile + tile];
         const double factor = masked ? t.scalars.grad_factor : 1.0;
         squares[t.index] = sum * factor * factor;
+    }
+    return 0;
+}
+
+// Products of the gradients that the next step will take with their first moments, as they are, and
+// of each with itself; changes nothing else. The same bits for any number of threads. Returns 0, or
+// 1 if memory ran out.
+EXPORT int graddrop_moment_dots(const int64_t* tensor_table,  // as for graddrop_step, with what
+                                int64_t n_tensors,            // follows up to counters
+                                const int64_t* layout_table,  //
+                                const double* group_table,    //
+                                const int64_t* counters,      //
+                                int grad_dtype,       // enum Dtype
+                                int moment_dtype,     // enum Dtype
+                                int isa,              // enum Isa
+                                int n_threads,        // >= 1
+                                void* gomp_parallel,  // as for graddrop_step
+                                double* dots          // [n_tensors, 3], out: gg, gm, mm
+) {
+    using namespace graddrop;
+    Work work;
+    work.kernel = kernel_of(Isa(isa), FLOAT32, Dtype(grad_dtype), Dtype(moment_dtype));
+    work.dot_block = dot_block_of(Isa(isa), Dtype(grad_dtype), Dtype(moment_dtype));
+    try {
+        work.tensors.reserve(size_t(n_tensors));
+        for (int64_t i = 0; i < n_tensors; ++i) {
+            const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
+            if (row[GRAD] == NO_GRAD) continue;
+            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel);
+            t.source = SOURCE_NONE;
+            work.add(t, i);
+        }
+        work.dots.resize(size_t(work.n_tiles));
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    run_on_threads(dot_tiles, work, n_threads, gomp_parallel);
+    std::fill(dots, dots + 3 * n_tensors, 0.0);
+    for (const Tensor& t : work.tensors) {
+        Dots sum;
+        for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum.add(work.dots[t.first_tile + tile]);
+        double* const out = dots + 3 * t.index;
+        out[0] = sum.gg;
+        out[1] = sum.gm;
+        out[2] = sum.mm;
     }
     return 0;
 }

@@ -12,6 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from .. import abi
 from .capture import relaxed_capture
 from .decide import SOURCE_LONG_ROW
+from .dots import dense_dots, strided_dots
 from .norm import dense_squares, strided_squares, sum_chunks
 from .options import (
     DTYPES,
@@ -22,13 +23,14 @@ from .options import (
     tiles_per_chunk,
     vector_width,
 )
-from .prepare import ACTIVE, FLOATS, GRAD_FACTOR, INTS, prepare
+from .prepare import ACTIVE, FLOATS, GRAD_FACTOR, INTS, STEP_SIZE, prepare
 from .step import dense_step, strided_step
 from .streams import keep_for_current_stream
 from .walk import BLOCK
 
 PREPARE_BLOCK = 128  # tensors per program, one a thread
-Signature = tuple[torch.dtype, torch.dtype, torch.dtype, bool]  # and: bf16 rounded at random
+# And: bf16 rounded at random; steps are scaled by what :meth:`TritonStep.moment_dots` finds.
+Signature = tuple[torch.dtype, torch.dtype, torch.dtype, bool, bool]
 
 
 def supports(dtypes: Dtypes) -> bool:
@@ -53,6 +55,7 @@ class Launch:
     Attributes:
         dtypes: of param, grad and moments.
         stochastic: parameters are bfloat16 and rounded at random.
+        dotted: products of gradients and first moments are asked for.
         strided: entries are located one by one.
         aligned: every origin is a multiple of 16 bytes; not looked at if ``strided``.
         tiles: per chunk; not looked at if ``strided``.
@@ -64,6 +67,7 @@ class Launch:
 
     dtypes: Dtypes
     stochastic: bool
+    dotted: bool
     strided: bool
     aligned: bool
     tiles: int
@@ -77,9 +81,10 @@ class TritonStep:
     """The step of a fixed set of tensors on one device.
 
     :meth:`prepare`, one launch of a thread per tensor, advances the counters; then :meth:`step`,
-    one launch per (dtypes, layout class), moves all tensors. Between them :meth:`grad_squares` may
-    look at the gradients. There is no host synchronisation, and everything that changes from step
-    to step is read from device memory, so a CUDA graph can capture the launches.
+    one launch per (dtypes, layout class), moves all tensors. Between them :meth:`moment_dots` and
+    :meth:`grad_squares` may look at the gradients. There is no host synchronisation, and everything
+    that changes from step to step is read from device memory, so a CUDA graph can capture the
+    launches.
     """
 
     def __init__(
@@ -163,8 +168,56 @@ class TritonStep:
                 **self._options(vector=4),
             )
 
+    def moment_dots(self) -> Tensor:
+        """Launch the products of gradients and first moments, of the launches that ask for them.
+
+        Returns:
+            float64 [n_tensors, 3] on the device: sums of g g, g m and m m, the gradients as they
+            enter the moments but for a positive factor. Of other tensors zeros.
+        """
+        if self._sums is None:
+            self._sums = self._plan_sums()
+        partials = self._sums[1]
+        first = 0  # of the launch's partial sums
+        with self._on_device():
+            for launch in self._launches:
+                n_chunks = len(launch.chunks)
+                _, grad_dtype, moment_dtype = launch.dtypes
+                constants = {
+                    "GRAD_DTYPE": DTYPES[grad_dtype],
+                    "MOMENT_DTYPE": DTYPES[moment_dtype],
+                }
+                at = partials, first, partials.shape[1]
+                if launch.dotted and launch.strided:
+                    strided_dots[(n_chunks,)](
+                        launch.chunks,
+                        self._tensor_table,
+                        self._layout_table,
+                        *at,
+                        **constants,
+                        **self._options(vector=4),
+                    )
+                elif launch.dotted:
+                    dense_dots[(n_chunks,)](
+                        launch.chunks,
+                        self._tensor_table,
+                        *at,
+                        launch.tiles,
+                        **constants,
+                        ALIGNED=launch.aligned,
+                        VECTOR=4,
+                        **self._options(vector=4),
+                    )
+                first += n_chunks
+            dots = torch.stack([self._sum_chunks(each, False, None) for each in partials], dim=1)
+        dots[:, 1] *= self._floats[:, GRAD_FACTOR.value].sign()
+        return dots
+
     def grad_squares(self, masked: bool, grad_scale: Tensor | None) -> Tensor:
         """Launch the sums of squares of the gradients of the step that is prepared.
+
+        Where their products with first moments are asked for, these come first: a gradient is read
+        once.
 
         Args:
             masked: of what is kept, as it enters the moments, instead of all.
@@ -175,8 +228,7 @@ class TritonStep:
         """
         if self._sums is None:
             self._sums = self._plan_sums()
-        spans, partials = self._sums
-        squares = torch.empty(len(self._tensor_table), dtype=torch.float64, device=self._device)
+        partials = self._sums[1]
         first = 0  # of the launch's partial sums
         with self._on_device():
             for launch in self._launches:
@@ -186,7 +238,9 @@ class TritonStep:
                     "MASKED": masked,
                     "MODES": launch.modes if masked else 1,
                 }
-                if launch.strided:
+                if launch.dotted:
+                    pass  # the masks, on their updates, drop nothing of these gradients
+                elif launch.strided:
                     strided_squares[(n_chunks,)](
                         launch.chunks,
                         self._tensor_table,
@@ -213,25 +267,34 @@ class TritonStep:
                         **self._options(vector),
                     )
                 first += n_chunks
-            sum_chunks[(len(squares),)](
-                spans,
-                partials,
-                self._floats,
-                grad_scale,
-                squares,
-                MASKED=masked,
-                **self._options(vector=4),
-            )
-        return squares
+            return self._sum_chunks(partials[0], masked, grad_scale)
 
-    def step(self, clip_factor: Tensor | None = None) -> None:
+    def _sum_chunks(self, partials: Tensor, masked: bool, grad_scale: Tensor | None) -> Tensor:
+        """Each tensor's sum of its chunks' sums: float64 [n_tensors]."""
+        assert self._sums is not None
+        sums = torch.empty(len(self._tensor_table), dtype=torch.float64, device=self._device)
+        sum_chunks[(len(sums),)](
+            self._sums[0],
+            partials,
+            self._floats,
+            grad_scale,
+            sums,
+            MASKED=masked,
+            **self._options(vector=4),
+        )
+        return sums
+
+    def step(self, clip_factor: Tensor | None = None, step_scales: Tensor | None = None) -> None:
         """Launch the step that is prepared.
 
         Args:
             clip_factor: float32, 1 element on the device, multiplies every gradient.
+            step_scales: float32 [n_tensors] on the device, multiply learning rates but not decay.
         """
         if clip_factor is not None:
             self._floats[:, GRAD_FACTOR.value].mul_(clip_factor)
+        if step_scales is not None:
+            self._floats[:, STEP_SIZE.value].mul_(step_scales)
         with self._on_device():
             for launch in self._launches:
                 constants = {
@@ -313,7 +376,7 @@ class TritonStep:
             members.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
         launches = []
         for (signature, is_strided, aligned), found in members.items():
-            dtypes, stochastic = signature[:3], signature[3]
+            dtypes, (stochastic, dotted) = signature[:3], signature[3:]
             rows = torch.tensor(found, device="cpu")
             table = self._host_table[rows]
             begin, end = table[:, abi.BEGIN], table[:, abi.END]
@@ -332,18 +395,27 @@ class TritonStep:
                 chunks = self._sent(chunks.to(torch.int32))
                 modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
                 layout = (is_strided, aligned, tiles)
-                launches.append(Launch(dtypes, stochastic, *layout, chunks, modes, rows, n_chunks))
+                launch = Launch(dtypes, stochastic, dotted, *layout, chunks, modes, rows, n_chunks)
+                launches.append(launch)
         return launches
 
     def _plan_sums(self) -> tuple[Tensor, Tensor]:
-        """On the device: spans of the tensors' partial sums, see `sum_chunks`; room for them."""
+        """On the device: spans of the tensors' partial sums, see `sum_chunks`; room for them.
+
+        One row of sums, or three where products with moments are asked for, each as aligned as the
+        first: where numbers lie shall not compile a second kernel.
+        """
         spans = torch.zeros((len(self._tensor_table), 2), dtype=torch.int64, device="cpu")
         total = 0
         for launch in self._launches:
             spans[launch.rows, 0] = total + launch.n_chunks.cumsum(0) - launch.n_chunks
             spans[launch.rows, 1] = launch.n_chunks
             total += len(launch.chunks)
-        partials = torch.empty(total, dtype=torch.float64, device=self._device)
+        if any(launch.dotted for launch in self._launches):
+            room = -(-total // 2) * 2
+            partials = torch.zeros((3, room), dtype=torch.float64, device=self._device)
+        else:
+            partials = torch.empty((1, total), dtype=torch.float64, device=self._device)
         return self._sent(spans.to(torch.int32)), partials
 
     def _sent(self, source: Tensor) -> Tensor:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from graddrop.reference import SITES, adamw_step_
+from graddrop.reference import (
+    INITIAL_ALIGNMENT,
+    SITES,
+    adamw_step_,
+    moment_dots,
+    next_alignment,
+)
 
 HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.05}
 
@@ -143,3 +149,37 @@ def test_an_unknown_site_is_named_before_anything_changes():
     with pytest.raises(ValueError, match="Invalid site: 'weights'.*grad"):
         adamw_step_(param, grads[0], exp_avg, exp_avg_sq, None, step=1, site="weights", **HYPER)
     assert torch.equal(param, before)
+
+
+def test_an_alignment_is_the_mean_of_what_cosines_say():
+    """Magma's scale by torch's own cosine and sigmoid; shards of a tensor add up their products."""
+    _, grads, exp_avg, _ = _state()
+    alignment = torch.tensor(INITIAL_ALIGNMENT)
+    for step, grad in enumerate(grads):
+        dots = sum(map(moment_dots, grad.split(10), exp_avg.split(10)))
+        cosine = torch.cosine_similarity(grad.flatten(), exp_avg.flatten(), dim=0)
+        expected = 0.9 * alignment + 0.1 * torch.sigmoid(cosine / 2)
+        alignment = next_alignment(alignment, dots)
+        assert float(alignment) == pytest.approx(float(expected), abs=1e-7)
+        assert (step == 0) == (alignment == 0.5)  # a first moment of zero has no direction
+        exp_avg = exp_avg.lerp(grad, 0.1)
+    turned = next_alignment(alignment, moment_dots(grad, exp_avg, grad_factor=-1.0))
+    assert turned < next_alignment(alignment, moment_dots(grad, exp_avg))  # control: it has a sign
+
+
+def test_alignments_stay_where_agreement_leads():
+    """From 1/2 on, between sigmoid(-1/2) and sigmoid(1/2), which full agreement comes to."""
+    ones = torch.ones(3, dtype=torch.float64)
+    found = torch.full((2,), INITIAL_ALIGNMENT)
+    for _ in range(300):
+        found = next_alignment(found, torch.stack([ones, ones * torch.tensor([1.0, -1.0, 1.0])]))
+    torch.testing.assert_close(found, torch.sigmoid(torch.tensor([0.5, -0.5])))
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_what_has_no_direction_is_at_right_angles(zero):
+    """A zero gradient, or moment, has the cosine 0, not NaN; other numbers make their own."""
+    dots = torch.ones(3, dtype=torch.float64)
+    dots[[1, zero]] = 0
+    assert next_alignment(torch.tensor(0.5), dots) == 0.5
+    assert next_alignment(torch.tensor(0.5), dots * torch.inf).isnan()

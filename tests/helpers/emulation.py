@@ -64,7 +64,8 @@ class EmulatedLibrary:
 
     def graddrop_step(self, *arguments: object) -> int:
         """See kernels/cpu/graddrop_cpu.cpp."""
-        *tables, grad_factor, param, grad, moments, _, n_threads, _ = arguments
+        *tables, grad_factor, step_scales, param, grad, moments, _, n_threads, _ = arguments
+        assert step_scales is None
         self._call(tables, [0], [param, grad, moments], [0, n_threads], grad_factor)
         return 0
 

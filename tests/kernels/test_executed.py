@@ -12,12 +12,17 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 TRITON = "tests/kernels/test_triton.py"
 CLIPPING = "tests/step/test_clipping.py"
+ALIGNMENT = "tests/step/test_alignments.py"
 CHOSEN = [
     "tests/kernels/executed",
     f"{TRITON}::test_a_step_is_the_reference[element-grad-fp32]",
     f"{TRITON}::test_found_inf_skips_the_step_on_the_device",
     f"{TRITON}::test_the_judge_can_fail",
     f"{CLIPPING}::test_a_masked_norm_is_of_what_enters_the_moments[triton-grad-element]",
+    f"{ALIGNMENT}::test_it_is_the_published_definition[triton-False-tensor]",
+    f"{ALIGNMENT}::test_products_of_any_shard[triton-127]",
+    f"{ALIGNMENT}::test_products_of_any_layout[triton-bf16 with fp32 moments]",
+    f"{ALIGNMENT}::test_a_norm_is_of_all_tensors[triton-True]",
 ]
 
 

@@ -31,9 +31,9 @@ def sass():
 
 
 def test_every_target_compiles(sass):
-    """NVIDIA from Ampere to Blackwell, and AMD's of 64 and 32 lanes: the same eight kernels."""
+    """NVIDIA from Ampere to Blackwell, and AMD's of 64 and 32 lanes: the same ten kernels."""
     assert set(sass["targets"]) == {"sm_80", "sm_90", "sm_100", "gfx942", "gfx1100"}
-    assert all(len(kernels) == 8 for kernels in sass["targets"].values())
+    assert all(len(kernels) == 10 for kernels in sass["targets"].values())
 
 
 def test_nothing_leaves_the_registers(sass):
@@ -118,3 +118,17 @@ def test_a_masked_norm_hides_behind_its_loads(sass):
     assert counts["fp32, norm of all"] <= 2
     assert counts["bf16, norm of what an element mask keeps"] <= 11
     assert counts["bf16, norm of what a loaded mask keeps"] <= 5
+
+
+def test_products_with_moments_hide_behind_their_loads(sass):
+    """In fp64, and yet wide loads, nothing spilled, and half the instructions that a step has."""
+    wide = {
+        "fp32, products": {"load 128": 4},
+        "bf16 with fp32 moments, products": {"load 128": 2, "load 64": 2},
+        "all bf16, products": {"load 64": 4},
+    }
+    assert {name: report["wide"] for name, report in sass["dots"].items()} == wide
+    for name, report in sass["dots"].items():
+        assert report["stack_bytes"] == report["local_bytes"] == report["local_accesses"] == 0, name
+        assert report["registers"] <= 64, name
+        assert report["per_element"] <= 7, name

@@ -198,9 +198,10 @@ def test_unscaled_gradients_can_be_clipped(backend, device):
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
-def test_the_step_does_not_wait_for_the_device():
+@pytest.mark.parametrize("knobs", [{}, {"site": "update", "rescale": "alignment"}])
+def test_the_step_does_not_wait_for_the_device(knobs):
     """torch raises at a synchronisation: the step has none, with a scaler or without."""
-    ours, scaler = make_pair("triton", torch.device("cuda"))
+    ours, scaler = make_pair("triton", torch.device("cuda"), **knobs)
     scaled_step(ours, scaler, 0)
     ours.grad_scale, ours.found_inf = torch.ones(2, device="cuda").chunk(2)
     torch.cuda.set_sync_debug_mode("error")

@@ -67,6 +67,7 @@ KNOBS = [
     ("period", True, ValueError, "Invalid period: True: expected"),
     ("site", "state", ValueError, "Invalid site: 'state': expected one of ('grad', 'update', 'fre"),
     ("rescale", "yes", TypeError, "Invalid rescale: 'yes': expected a bool"),
+    ("rescale", "alignment", ValueError, 'expected site="update", got "grad"'),
     ("mask_decay", None, TypeError, "Invalid mask_decay: None: expected a bool"),
     ("maximize", 1, TypeError, "Invalid maximize: 1: expected a bool"),
     ("seed", -1, ValueError, "Invalid seed: -1: expected an integer in [0, 2**64)"),

@@ -197,6 +197,36 @@ def test_skip_update_keeps_moments_dense():
     assert 0 < n_skipped < 32
 
 
+def test_magma_scales_steps_by_agreement():
+    """Moments are plain AdamW's; a step is a_t times AdamW's own, its decay as always, or none."""
+    ours = make_preset("magma", drop_prob=0.5, weight_decay=0.1, backend="reference")
+    theirs = adamw_of(ours)
+    params, twins = params_of(ours), params_of(theirs)
+    alignments, n_skipped = [0.5] * len(params), 0
+    for step in range(4):
+        set_grads(params, step // 2)  # the same twice, so that some cosines are large
+        for param, twin in zip(params, twins, strict=True):
+            twin.data.copy_(param)
+            twin.grad = param.grad.clone()
+        decayed = [param.detach() * (1 - 1e-2 * 0.1) for param in params]
+        for index, (param, twin) in enumerate(zip(params, twins, strict=True)):
+            before = theirs.state[twin].get("exp_avg", torch.zeros_like(param))
+            cosine = torch.cosine_similarity(param.grad, before, dim=0)
+            alignments[index] = 0.9 * alignments[index] + 0.1 * float(torch.sigmoid(cosine / 2))
+        moved = [bool(part.any()) for part in moves(ours, step // 2)]
+        theirs.step()
+        for index, (param, twin) in enumerate(zip(params, twins, strict=True)):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(ours.state[param][moment], theirs.state[twin][moment])
+            if not moved[index]:
+                n_skipped += 1
+                continue
+            expected = decayed[index] + alignments[index] * (twin.detach() - decayed[index])
+            torch.testing.assert_close(param.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert 0 < n_skipped < 4 * len(params)
+    assert max(alignments) > 0.51
+
+
 def test_random_masking_trains_the_same_entries_throughout(backend, device):
     """About a tenth of them, and no other ever moves; new_mask changes nothing."""
     knobs = PRESETS["random-masking"].knobs

@@ -26,6 +26,8 @@ KERNELS = (
     "strided_step",
     "dense_squares",
     "strided_squares",
+    "dense_dots",
+    "strided_dots",
     "sum_chunks",
 )
 

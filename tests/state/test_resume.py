@@ -24,7 +24,8 @@ def make_optimizer(device: str, backend: str, **knobs: object) -> FusedGradDropA
     groups = [
         {"params": params[:2], "period": 3},
         {"params": params[2:4], "granularity": "row", "period": "epoch", "rescale": True},
-        {"params": params[4:], "site": "freeze", "weight_decay": 0.0},
+        {"params": params[4:5], "site": "freeze", "weight_decay": 0.0},
+        {"params": params[5:], "site": "update", "rescale": "alignment"},
     ]
     knobs = {"lr": 1e-2, "drop_prob": schedules.Linear(0.2, 0.8, 8), "seed": 11} | knobs
     optimizer = FusedGradDropAdamW(groups, backend=backend, **knobs)

@@ -35,10 +35,12 @@ def captured_step(optimizer):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_replays_of_a_graph_are_steps(max_grad_norm):
+@pytest.mark.parametrize(
+    "knobs", [{}, {"max_grad_norm": 1.0}, {"site": "update", "rescale": "alignment"}]
+)
+def test_replays_of_a_graph_are_steps(knobs):
     """Each replay of a captured step draws the next mask, as the eager step does."""
-    knobs = {"capturable": True, "max_grad_norm": max_grad_norm}
+    knobs = {"capturable": True, **knobs}
     eager, captured = (make_optimizer("triton", "cuda", **knobs) for _ in range(2))
     for optimizer in (eager, captured):
         train(optimizer, 2)

@@ -36,6 +36,7 @@ MASKS = [
     {"granularity": "element", "site": "freeze"},
     {"granularity": "row", "site": "grad"},
     {"granularity": "tensor", "site": "update"},
+    {"granularity": "element", "site": "update", "rescale": "alignment"},
 ]
 
 
@@ -80,20 +81,28 @@ def place_like(whole, mesh, placements):
 def assert_shards_are(optimizer, expected, exact):
     """The shards' parameters, moments and next masks are parts of those of one process.
 
-    The compiled kernels are exact to the last bit; torch's own loops, of which the reference is
-    made, round the last few entries of a tensor differently, wherever that ends.
+    The compiled kernels are exact to the last bit, but for alignments, whose sums round as shards
+    lie; torch's own loops, of which the reference is made, round the last few entries of a tensor
+    differently, wherever that ends.
     """
     for param, whole in zip(params_of(optimizer), params_of(expected), strict=True):
         state, whole_state = optimizer.state[param], expected.state[whole]
         pairs = [(param, whole)] + [
             (state[key], whole_state[key]) for key in ("exp_avg", "exp_avg_sq")
         ]
-        tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-6, "atol": 1e-9}
+        same_bits = exact and "alignment" not in whole_state
+        tolerance = {"rtol": 0, "atol": 0} if same_bits else {"rtol": 1e-6, "atol": 1e-9}
         for shard, tensor in pairs:
             part = place_like(tensor.detach(), param.device_mesh, param.placements)
             torch.testing.assert_close(shard.detach().to_local(), part.to_local(), **tolerance)
         assert state["exp_avg"].placements == param.placements
         assert state["step"] == whole_state["step"]
+        if "alignment" in whole_state:
+            close = {"rtol": 0, "atol": 1e-7}
+            torch.testing.assert_close(state["alignment"], whole_state["alignment"], **close)
+            everywhere = [torch.zeros(()) for _ in range(dist.get_world_size())]
+            dist.all_gather(everywhere, state["alignment"])
+            assert len(set(map(float, everywhere))) == 1
         keep = place_like(expected.keep_mask(whole), param.device_mesh, param.placements)
         assert torch.equal(optimizer.keep_mask(param), keep.to_local())
 

@@ -230,6 +230,7 @@ CHANGES = {
     "mask_decay": ({"site": "update"}, {"site": "update", "mask_decay": False}),
     "granularity": ({"granularity": "element"}, {"granularity": "row"}),
     "rescale": ({"rescale": False}, {"rescale": True}),
+    "rescale by alignment": ({"site": "update"}, {"site": "update", "rescale": "alignment"}),
     "period": ({"period": 2}, {"period": "epoch"}),
     "seed": ({"seed": 1}, {"seed": 2}),
     "lr": ({"lr": 1e-2}, {"lr": 1e-3}),

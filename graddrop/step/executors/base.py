@@ -29,14 +29,26 @@ class Executor(Protocol):
     ) -> None:
         """Begin a step, which ``found_inf`` may skip; it advances ``counters``."""
 
+    def moment_dots(self) -> Tensor:
+        """:func:`graddrop.reference.moment_dots` of each aligned slot: float64 [n_slots, 3].
+
+        Up to a positive factor of its gradient. Zeros where there is no gradient, anything where
+        the slot is not aligned. Where it is asked for, that is before :meth:`grad_squares`.
+        """
+
     def grad_squares(self, masked: bool) -> Tensor:
         """Sum of squares of each slot's gradient without the loss scale: float [n_slots].
 
         ``masked``: as it enters the moments, so without what the masks drop of it.
         """
 
-    def step(self, clip_factor: Tensor | None) -> None:
-        """Make the step that was begun, all gradients multiplied by ``clip_factor``."""
+    def step(self, clip_factor: Tensor | None, step_scales: Tensor | None = None) -> None:
+        """Make the step that was begun.
+
+        Args:
+            clip_factor: one element, multiplies all gradients.
+            step_scales: float32 [n_slots], multiply the updates of aligned slots, not their decay.
+        """
 
     def abandon(self) -> None:
         """Take back what has been counted of a step that an error, or Ctrl-C, has ended.

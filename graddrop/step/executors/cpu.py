@@ -16,7 +16,7 @@ from .grad_column import GradColumn
 
 
 class _Call:
-    """The slots of one dtype signature, ``rows`` among all."""
+    """The slots of one dtype signature, all or none of them aligned; ``rows`` among all."""
 
     def __init__(
         self,
@@ -25,7 +25,9 @@ class _Call:
         rows: list[int],
         dtypes: Dtypes,
         rounds: bool,
+        aligned: bool,
     ) -> None:
+        self.aligned = aligned
         tensor_table, layout_table = tensor_tables(slots, knobs)
         self.rows = rows
         self.tables = Tables(tensor_table, layout_table, dtypes, stochastic_rounding=rounds)
@@ -37,9 +39,10 @@ class CpuExecutor:
     """All slots of a dtype signature in one call of the C++ kernel."""
 
     def __init__(self, slots: Sequence[Slot], knobs: Sequence[Knobs]) -> None:
-        members: dict[tuple[Dtypes, bool], list[int]] = {}
+        members: dict[tuple[Dtypes, bool, bool], list[int]] = {}
         for index, slot in enumerate(slots):
-            signature = slot.dtypes, knobs[slot.group].rounds(slot.param.dtype)
+            group = knobs[slot.group]
+            signature = slot.dtypes, group.rounds(slot.param.dtype), slot.is_aligned(group)
             members.setdefault(signature, []).append(index)
         self._calls = [
             _Call([slots[row] for row in rows], knobs, rows, *signature)
@@ -47,6 +50,8 @@ class CpuExecutor:
         ]
         self._decisions = Decisions(slots, knobs, torch.device("cpu"))
         self._n_slots = len(slots)
+        self._groups = [slot.group for slot in slots]
+        self._squares: dict[int, Tensor] = {}  # by call: of this step, found with the dots
         self._knobs: Sequence[Knobs] = ()
         self._group_table = self._counters = torch.empty(0, device="cpu")
         self._finished = ctypes.c_int64()  # one of the counters
@@ -84,20 +89,38 @@ class CpuExecutor:
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         self._skipped = found_inf is not None and found_inf.item() != 0
 
+    def moment_dots(self) -> Tensor:
+        """See :class:`Executor`."""
+        dots = torch.zeros((self._n_slots, 3), dtype=torch.float64, device="cpu")
+        for index, call in enumerate(self._calls):
+            if call.aligned:
+                found = call.tables.moment_dots(self._group_table, self._counters)
+                dots[call.rows], self._squares[index] = found, found[:, 0]
+        dots[:, 1] *= self._group_table[self._groups, abi.GRAD_SIGN]
+        return dots
+
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
         squares = torch.empty(self._n_slots, dtype=torch.float64, device="cpu")
-        for call in self._calls:
-            squares[call.rows] = call.tables.grad_squares(self._group_table, self._counters, masked)
+        for index, call in enumerate(self._calls):
+            # Their site is the update, where masks drop nothing of the gradients.
+            squares[call.rows] = (
+                self._squares[index]
+                if call.aligned
+                else call.tables.grad_squares(self._group_table, self._counters, masked)
+            )
         return squares / self._loss_scale**2
 
-    def step(self, clip_factor: Tensor | None) -> None:
+    def step(self, clip_factor: Tensor | None, step_scales: Tensor | None = None) -> None:
         """See :class:`Executor`."""
         if self._skipped:
             return
         factor = 1.0 if clip_factor is None else clip_factor.item()
         for call in self._calls:
-            call.tables.step_(self._group_table, self._counters, factor / self._loss_scale)
+            scales = None
+            if call.aligned and step_scales is not None:
+                scales = step_scales[call.rows].double()
+            call.tables.step_(self._group_table, self._counters, factor / self._loss_scale, scales)
         self._finished.value += 1
         self._counted = True
 

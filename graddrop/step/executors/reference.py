@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import abi
-from ...reference import adamw_step_, masked_squares
+from ...reference import adamw_step_, masked_squares, moment_dots
 from ..checks import check_grads
 from ..knobs import Knobs
 from ..slot import Slot
@@ -43,6 +43,18 @@ class ReferenceExecutor:
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()
         self._skipped = found_inf is not None and found_inf.item() != 0
 
+    def moment_dots(self) -> Tensor:
+        """See :class:`Executor`."""
+        dots = []
+        for slot, grad in zip(self._entries, self._grads, strict=True):
+            group = self._knobs[slot.group]
+            if grad is None or not slot.is_aligned(group):
+                dots.append(slot.param.new_zeros(3, dtype=torch.float64))
+            else:
+                sign = -1.0 if group.maximize else 1.0
+                dots.append(moment_dots(grad, slot.exp_avg, grad_factor=sign))
+        return torch.stack(dots)
+
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
         squares = []
@@ -57,18 +69,21 @@ class ReferenceExecutor:
             squares.append(total / self._loss_scale**2)
         return torch.stack(squares)
 
-    def step(self, clip_factor: Tensor | None) -> None:
+    def step(self, clip_factor: Tensor | None, step_scales: Tensor | None = None) -> None:
         """See :class:`Executor`."""
         grads, self._grads = self._grads, []
         if self._skipped:
             return
         assert self._counters is not None
         factor = 1.0 if clip_factor is None else clip_factor.item()
-        for slot, grad in zip(self._entries, grads, strict=True):
+        for row, (slot, grad) in enumerate(zip(self._entries, grads, strict=True)):
             if grad is None:
                 continue
             group = self._knobs[slot.group]
             draw = self._draw(group)
+            scale = slot.mask_scale(group)
+            if step_scales is not None and slot.is_aligned(group):
+                scale = step_scales[row].item()
             if group.site == "freeze" and not slot.keeps_any(group, draw):
                 continue
             adamw_step_(
@@ -85,7 +100,7 @@ class ReferenceExecutor:
                 weight_decay=group.weight_decay,
                 site=group.site,
                 mask_decay=group.mask_decay,
-                mask_scale=slot.mask_scale(group),
+                mask_scale=scale,
                 grad_factor=(-factor if group.maximize else factor) / self._loss_scale,
                 rounding_bits=slot.rounding_bits(group, int(self._counters[abi.STEPS_FINISHED])),
             )

@@ -40,7 +40,10 @@ class TritonExecutor:
         self._launcher = launcher.TritonStep(
             tensor_table,
             layout_table,
-            [(*slot.dtypes, knobs[slot.group].rounds(slot.param.dtype)) for slot in slots],
+            [
+                (*slot.dtypes, group.rounds(slot.param.dtype), slot.is_aligned(group))
+                for slot, group in ((slot, knobs[slot.group]) for slot in slots)
+            ],
             len(knobs),
             device,
         )
@@ -85,13 +88,17 @@ class TritonExecutor:
         self._launcher.prepare(counters, grad_scale, found_inf)
         self._counted = True
 
+    def moment_dots(self) -> Tensor:
+        """See :class:`Executor`."""
+        return self._launcher.moment_dots()
+
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
         return self._launcher.grad_squares(masked, self._grad_scale)
 
-    def step(self, clip_factor: Tensor | None) -> None:
+    def step(self, clip_factor: Tensor | None, step_scales: Tensor | None = None) -> None:
         """See :class:`Executor`."""
-        self._launcher.step(clip_factor)
+        self._launcher.step(clip_factor, step_scales)
 
     def abandon(self) -> None:
         """See :class:`Executor`."""

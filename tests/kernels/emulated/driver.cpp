@@ -13,7 +13,7 @@
 using namespace graddrop;
 
 extern "C" int graddrop_step(const int64_t*, int64_t, const int64_t*, const double*, const int64_t*,
-                             double, int, int, int, int, int, void*);
+                             double, const double*, int, int, int, int, int, void*);
 extern "C" int graddrop_grad_squares(const int64_t*, int64_t, const int64_t*, const double*,
                                      const int64_t*, int, int, int, int, void*, double*);
 
@@ -75,7 +75,7 @@ int main() {
                                        squares.data());
     else
         failed = graddrop_step(table.data(), n_tensors, layouts.data(), groups.data(),
-                               counters.data(), grad_factor, int(numbers[DTYPES]),
+                               counters.data(), grad_factor, nullptr, int(numbers[DTYPES]),
                                int(numbers[DTYPES + 1]), int(numbers[DTYPES + 2]), 0, n_threads,
                                nullptr);
     if (failed) return failed;

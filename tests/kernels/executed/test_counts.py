@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.kernel_steps import step, unaligned
 
+from graddrop import FusedGradDropAdamW
 from graddrop.mask import Shard
 from graddrop.testing import DTYPES, make_knobs, random_slot
 
@@ -18,6 +20,24 @@ def test_a_full_chunk_moves_each_byte_once(execution, dtypes, load, store):
     (dense,) = (launch for launch in execution.launches if launch.kernel == "dense_step")
     assert load <= dense.counts.bytes_of("load") / n <= 1.05 * load
     assert dense.counts.bytes_of("store") / n == store
+
+
+def test_an_alignment_reads_gradient_and_moment_once_more(execution):
+    """Eight bytes per fp32 entry before the step's own; the norm is found among the sums."""
+    n = 4 * 16 * 1024
+    param = torch.nn.Parameter(torch.randn(n))
+    optimizer = FusedGradDropAdamW(
+        [param], site="update", rescale="alignment", max_grad_norm=1.0, backend="triton"
+    )
+    for _ in range(2):
+        param.grad = torch.randn(n)
+        execution.launches.clear()
+        optimizer.step()
+    moved = {launch.kernel: launch.counts for launch in execution.launches}
+    assert moved.keys() == {"prepare", "dense_dots", "sum_chunks", "dense_step"}
+    assert 8 <= moved["dense_dots"].bytes_of("load") / n <= 1.05 * 8
+    assert 16 <= moved["dense_step"].bytes_of("load") / n <= 1.05 * 16
+    assert float(optimizer.grad_norm) == pytest.approx(float(param.grad.double().norm()))
 
 
 SIZES = (256, 257, 300, 768, 1000, 1023, 2048, 5003)

@@ -25,7 +25,8 @@ def test_nothing_is_compiled_after_warm_up():
     params[5].data = params[5].data.t().contiguous().t()
     groups = [
         {"params": params[:2], "granularity": "row"},
-        {"params": params[2:6]},
+        {"params": params[2:4]},
+        {"params": params[4:6], "site": "update", "rescale": "alignment"},
         {"params": params[6:], "granularity": "tensor", "site": "freeze"},
     ]
     optimizer = FusedGradDropAdamW(groups, backend="triton", max_grad_norm=1.0, masked_norm=True)
