@@ -8,21 +8,24 @@ have their masks drawn. ::
     scores = fisher_scores(chosen, (model(**batch).loss for batch in batches))
     optimizer.load_masks(top_masks(scores, density=0.3))
 
-Memory beside the model: the scores, four bytes per entry, and one gradient at a time.
+Memory beside the model: the scores, four bytes per entry, and one gradient at a time (all of them
+where a loss comes in parts).
 """
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .step.sharding import is_dtensor
 
+Loss = Tensor | Iterable[Tensor]
 _INT32_MAX = 2**31 - 1
 
 
-def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Tensor]) -> dict[str, Tensor]:
+def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Loss]) -> dict[str, Tensor]:
     """The diagonal of the empirical Fisher information: the mean of squared gradients.
 
     Sung et al. 2021, arXiv 2111.09839, equation 4, where each loss is that of one example; of
@@ -31,7 +34,8 @@ def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Tensor]) -> dic
     Args:
         params: by name; those that get no gradient score 0. Their ``grad`` stays as it is.
         losses: scalars, each of a forward pass of its own, best made by a generator: the pass of
-            the next one begins when the last one's gradients are gone.
+            the next one begins when the last one's gradients are gone. A loss whose pass would not
+            fit into memory may come in parts, an iterable of scalars that add up to it.
 
     Returns:
         float32 per parameter, of its shape and on its device, >= 0.
@@ -42,7 +46,7 @@ def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Tensor]) -> dic
     return _accumulated(params, losses, squared=True)
 
 
-def gradient_scores(params: Mapping[str, Tensor], losses: Iterable[Tensor]) -> dict[str, Tensor]:
+def gradient_scores(params: Mapping[str, Tensor], losses: Iterable[Loss]) -> dict[str, Tensor]:
     """Magnitudes of the mean gradient over some batches (Song et al. 2023, arXiv 2312.11875).
 
     Arguments, result and errors are those of :func:`fisher_scores`.
@@ -147,6 +151,27 @@ def top_masks(
     return masks
 
 
+def broadcast_masks(masks: Mapping[str, Tensor], group: Any = None) -> dict[str, Tensor]:
+    """The masks of the first process, in every process.
+
+    Processes that make masks of batches of their own, or whose sums are rounded otherwise, would
+    train different entries: load what this returns. All of them call it together, with masks of the
+    same names and shapes. In a single process it returns its own.
+
+    Args:
+        masks: by name: bool, on the devices that the group's backend takes.
+        group: process group; None: all processes.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return dict(masks)
+    found = {}
+    for name, mask in masks.items():
+        sent = mask.to(torch.uint8)
+        torch.distributed.broadcast(sent, group=group, group_src=0)
+        found[name] = sent.bool()
+    return found
+
+
 def _ordered(score: Tensor) -> Tensor:
     """int32 numbers in the order of float32 ones, contiguous; zeros of both signs are equal."""
     bits = (score + 0.0).contiguous().view(torch.int32)
@@ -170,7 +195,7 @@ def _lowest_kept(scores: list[Tensor], n_kept: int) -> int:
 
 
 def _accumulated(
-    params: Mapping[str, Tensor], losses: Iterable[Tensor], *, squared: bool
+    params: Mapping[str, Tensor], losses: Iterable[Loss], *, squared: bool
 ) -> dict[str, Tensor]:
     """Means over the losses of gradients, or of their squares."""
     _check_plain(params)
@@ -182,8 +207,14 @@ def _accumulated(
         for name, param in params.items()
     }
     before = [param.grad for param in params.values()]
+    in_parts = False
+
+    def take(param: Tensor, total: Tensor) -> None:
+        if not in_parts:
+            _take(param, into=total, squared=squared)
+
     hooks = [
-        param.register_post_accumulate_grad_hook(partial(_take, into=sums[name], squared=squared))
+        param.register_post_accumulate_grad_hook(partial(take, total=sums[name]))
         for name, param in params.items()
     ]
     n_losses = 0
@@ -192,7 +223,13 @@ def _accumulated(
             param.grad = None
         inputs = list(params.values())
         for loss in losses:
-            loss.backward(inputs=inputs)
+            in_parts = not isinstance(loss, Tensor)
+            for part in (loss,) if isinstance(loss, Tensor) else loss:
+                part.backward(inputs=inputs)
+            in_parts = False
+            for name, param in params.items():
+                if param.grad is not None:
+                    take(param, sums[name])
             n_losses += 1
     finally:
         for hook in hooks:

@@ -74,6 +74,8 @@ def page(name: str) -> str:
         equation = f"{_ALIGNMENT}\n{equation}"
     if preset.made is not None:
         chosen, knobs = _loaded(preset.made), {"site": knobs["site"]}
+    elif preset.categories:
+        chosen = chosen.replace("of n tensors", "of a category's n tensors in a layer")
     lines = [
         f"# {name}",
         "",
@@ -115,10 +117,12 @@ _SCORES = {
 
 def _loaded(made: Made) -> str:
     of = "of each tensor" if made.per_tensor else "of all entries together"
-    within = f', in parameters with "{made.within}" in their names,' if made.within else ""
+    within = f'with "{made.within}" in their names' if made.within else "but for the head's"
+    number = "all training data, once" if made.n_losses is None else f"{made.n_losses} of them"
     return (
-        f"{of}{within} the share 1 - p of the largest {_SCORES[made.scores]}, each of "
-        f"{made.losses}; p is yours; loaded, it stays until another is"
+        f"{of}, in parameters {within}, the share 1 - p of the largest {_SCORES[made.scores]}, "
+        f"each of {made.losses} (published with {number}); p is yours; loaded, it stays until "
+        "another is"
     )
 
 
@@ -171,24 +175,24 @@ def _use(name: str, preset: Preset) -> str:
         begin = ["for epoch in range(3):", "    optimizer.new_mask(epoch)"]
         loop = [*begin, *(f"    {line}" for line in loop)]
     made, drop_prob = preset.made, "p" if preset.made is None else "0.0"
+    params = "by_category(model)" if preset.categories else "model.named_parameters()"
     imported = [f"from graddrop.mask_makers import {made.scores}, top_masks"] if made else []
     lines = [
         "```python",
         "from graddrop import FusedGradDropAdamW",
+        *(["from graddrop.categories import by_category"] if preset.categories else []),
         *imported,
         "from graddrop.methods import PRESETS",
         "",
         f'knobs = PRESETS["{name}"].knobs',
-        "optimizer = FusedGradDropAdamW(model.named_parameters(), lr=2e-5, "
-        f"drop_prob={drop_prob}, **knobs)",
-        *(_made(made, "optimizer", "batches") if made else []),
+        f"optimizer = FusedGradDropAdamW({params}, lr=2e-5, drop_prob={drop_prob}, **knobs)",
+        *(_made(made) if made else []),
         *loop,
         "```",
         "",
         "With transformers' Trainer:",
         "",
         "```python",
-        *(["import itertools", "", *imported, ""] if made else []),
     ]
     maker, norm = "Trainer", ""
     if skips:
@@ -202,31 +206,66 @@ def _use(name: str, preset: Preset) -> str:
             "",
             "",
         ]
+    if made:
+        lines += [
+            "import itertools",
+            "",
+            *([] if made.within else ["from graddrop.exemptions import head_of"]),
+            f"from graddrop.mask_makers import broadcast_masks, {made.scores}, top_masks",
+            "",
+        ]
+    categories = ", categories=True" if preset.categories else ""
     lines += [
-        f"ours = graddrop.trainer_kwargs(model, args, drop_prob={drop_prob}{norm}, **knobs)",
+        f"ours = graddrop.trainer_kwargs(model, args, drop_prob={drop_prob}{norm}{categories}, "
+        "**knobs)",
         f"trainer = {maker}(model=model, args=args, train_dataset=data, **ours)",
-        *([*_FROM_TRAINER, *_made(made, "trainer.optimizer", "some")] if made else []),
+        *(_made_in_trainer(made) if made else []),
         "```",
         "",
     ]
+    if made:
+        lines += [
+            "Where a training goes on from a checkpoint, the masks that it holds take the place of "
+            "these.",
+            "`broadcast_masks` gives all processes those that the first has made of its batches.",
+            "",
+        ]
     return "\n".join(lines)
 
 
-_FROM_TRAINER = (
-    "trainer.create_optimizer()",
-    "some = itertools.islice(trainer.get_train_dataloader(), 16)",
-)
-
-
-def _made(made: Made, optimizer: str, batches: str) -> list[str]:
+def _made(made: Made) -> list[str]:
     """The lines that make and load masks."""
-    within = f' if "{made.within}" in name' if made.within else ""
+    chosen = f'"{made.within}" in name' if made.within else "name not in head"
+    of = ("example", "examples") if made.losses == "one example" else ("batch", "batches")
     per_tensor = ", per_tensor=True" if made.per_tensor else ""
     return [
-        f"chosen = {{name: w for name, w in model.named_parameters(){within}}}",
-        f"losses = (model(**batch).loss for batch in {batches})  # each of {made.losses}",
+        f"chosen = {{name: w for name, w in model.named_parameters() if {chosen}}}",
+        f"losses = (model(**{of[0]}).loss for {of[0]} in {of[1]})",
         f"masks = top_masks({made.scores}(chosen, losses), density=1 - p{per_tensor})",
-        f"{optimizer}.load_masks(masks)",
+        "optimizer.load_masks(masks)",
+    ]
+
+
+def _made_in_trainer(made: Made) -> list[str]:
+    """The same, of the Trainer's data."""
+    n_batches = "None" if made.n_losses is None else made.n_losses
+    lines = [f"batches = itertools.islice(trainer.get_train_dataloader(), {n_batches})"]
+    if made.losses == "one example":
+        lines = [
+            "examples = (",
+            "    {key: value[i : i + 1] for key, value in batch.items()}",
+            "    for batch in trainer.get_train_dataloader()",
+            '    for i in range(len(batch["labels"]))',
+            ")",
+            f"examples = itertools.islice(examples, {made.n_losses})",
+        ]
+    *made_lines, _ = _made(made)
+    return [
+        "trainer.create_optimizer()",
+        *([] if made.within else ["head = head_of(model)"]),
+        *lines,
+        *made_lines,
+        "trainer.optimizer.load_masks(broadcast_masks(masks))",
     ]
 
 
@@ -236,13 +275,29 @@ def index() -> str:
         "# Methods",
         "",
         "Published masking methods as knobs of one optimizer: each row is a preset of",
-        "`graddrop.methods.PRESETS`, whose law a test states (`tests/optimizer/test_presets.py`).",
+        "`graddrop.methods.PRESETS`, and a method of `graddrop finetune --method` and of sweeps. A "
+        "test in",
+        "`tests/optimizer` states its law.",
         "",
-        "| method | what it does | source |",
-        "|---|---|---|",
+        "| method | what it does | knobs | source | test |",
+        "|---|---|---|---|---|",
     ]
-    lines += [f"| [{n}]({n}.md) | {p.law} | {p.source} |" for n, p in PRESETS.items()]
+    for name, preset in PRESETS.items():
+        columns = [f"[{name}]({name}.md)", preset.law, _knobs(preset), preset.source]
+        file, _, test = preset.test.partition("::")
+        lines.append("| " + " | ".join([*columns, f"`{file}`: `{test}`"]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _knobs(preset: Preset) -> str:
+    """What a preset sets, in a cell."""
+    said = [f"`{knob}={value!r}`" for knob, value in preset.knobs.items()]
+    if preset.categories:
+        said.append("`by_category`")
+    if preset.made is not None:
+        of = ", per tensor" if preset.made.per_tensor else ""
+        said.append(f"`load_masks` of `{preset.made.scores}`{of}")
+    return ", ".join(said) or "none"
 
 
 def main(folder: str) -> None:

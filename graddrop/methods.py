@@ -7,19 +7,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Made:
-    """How a method's masks are made of scores; they are loaded, not drawn.
+    """How a method's masks are made of scores, before the first step; they are loaded, not drawn.
 
     Attributes:
         scores: the function of ``graddrop.mask_makers`` that gives them, of losses.
         per_tensor: whether each tensor keeps its own share; otherwise all entries together do.
-        within: what the names of the parameters have in them that are masked; empty: all are.
-        losses: of what each loss is.
+        within: what the names of the parameters have in them that are masked; empty: all have it,
+            but for the head's.
+        losses: of what each loss is: ``"a batch"`` or ``"one example"``.
+        n_losses: how many were published; None: those of all training data, once.
     """
 
     scores: str
     per_tensor: bool = False
     within: str = ""
     losses: str = "a batch"
+    n_losses: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Preset:
         made: how its masks are made, where they are loaded; ``drop_prob`` is the share that they
             drop then. None: they are drawn.
         differs: where this implementation is not the published one; empty: nowhere that we know.
+        categories: whether each category of a layer's parameters drops its own share
+            (``graddrop.categories``).
+        test: the one that holds it to its law, as ``file.py::function`` of ``tests/optimizer``.
         reported: what others found with it, and where they say so.
     """
 
@@ -42,6 +48,8 @@ class Preset:
     differs: str = ""
     made: Made | None = None
     reported: str = ""
+    categories: bool = False
+    test: str = ""
 
 
 _GRADDROP = "O'Neill & Dutta 2023, arXiv 2307.10098, in our reading of its abstract"
@@ -56,35 +64,52 @@ _DRAWN = (
 _OUTSIDE = "parameters in no layer, embeddings and head among them, are always trained"
 
 PRESETS: Mapping[str, Preset] = {
-    "graddrop": Preset(_GRADDROP, "entries of gradients are zero with probability p at each step"),
+    "graddrop": Preset(
+        _GRADDROP,
+        "entries of gradients are zero with probability p at each step",
+        test="test_presets.py::test_adamw_gets_masked_gradients",
+    ),
     "graddrop-epoch": Preset(
-        _GRADDROP, "entries of gradients are zero for an epoch", {"period": "epoch"}
+        _GRADDROP,
+        "entries of gradients are zero for an epoch",
+        {"period": "epoch"},
+        test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "layer-graddrop": Preset(
-        _GRADDROP, "gradients of whole layers are zero at each step", {"granularity": "layer"}
+        _GRADDROP,
+        "gradients of whole layers are zero at each step",
+        {"granularity": "layer"},
+        test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "child-tuning-f": Preset(
         "Xu et al. 2021, arXiv 2109.05687, task-free",
         "what is kept of a gradient is divided by the keep probability",
         {"rescale": True},
+        test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "lr-dropout": Preset(
         "Lin et al. 2019, arXiv 1912.00144",
         "moments see all gradients; the steps of entries are dropped",
         {"site": "update"},
+        test="test_presets.py::test_lr_dropout_steps_some_entries_on_dense_moments",
     ),
     "half-fine-tuning": Preset(
         "Hui et al. 2024, arXiv 2404.18466 (HFT)",
-        "exactly half of the tensors are frozen for a stage, state included",
+        "half of each layer's attention matrices, of its feed-forward matrices and of its norms "
+        "are frozen for a stage, state included",
         {"granularity": "tensor", "select": "exact", "period": "epoch", "site": "freeze"},
-        "published for drop_prob = 1/2 and for each category of matrices by itself: param groups, "
-        "one for each category, whose seeds differ; new_mask() begins a stage",
+        "published for drop_prob = 1/2 and models without biases, whose halves here are their own; "
+        "another p is rounded to whole tensors of each layer; embeddings and head are always "
+        "trained, as published; new_mask() begins a stage, an epoch there as here",
+        categories=True,
+        test="test_categories.py::test_half_of_each_category_of_each_layer_is_dropped",
     ),
     "lisa": Preset(
         "Pan et al. 2024, arXiv 2403.17919 (LISA)",
         "exactly so many random layers are trained for K steps, the others are frozen",
         {"granularity": "layer", "select": "exact", "period": 20, "site": "freeze"},
         f"drop_prob = 1 - trained / layers; period is K; {_OUTSIDE}, as published",
+        test="test_presets.py::test_lisa_trains_so_many_layers_for_k_steps",
     ),
     "badam": Preset(
         "Luo et al. 2024, arXiv 2404.02827 (BAdam)",
@@ -93,6 +118,7 @@ PRESETS: Mapping[str, Preset] = {
         "drop_prob = 1 - 1 / layers; period is K; moments and step counts go on where a layer's "
         f"last turn left them, where BAdam begins anew; {_OUTSIDE}: leave them out of the "
         "optimizer to train layers alone",
+        test="test_presets.py::test_badam_gives_each_layer_its_turn",
     ),
     "skip-update": Preset(
         "arXiv 2602.15322 (SkipUpdate)",
@@ -100,6 +126,7 @@ PRESETS: Mapping[str, Preset] = {
         "keep probability",
         {"granularity": "tensor", "site": "update", "rescale": True},
         "published for drop_prob = 1/2; decay is skipped with the step and not rescaled",
+        test="test_presets.py::test_skip_update_keeps_moments_dense",
     ),
     "magma": Preset(
         "Joo et al. 2026, arXiv 2602.15322 (Magma), as defined in microsoft/dion, pull request 27",
@@ -119,44 +146,55 @@ PRESETS: Mapping[str, Preset] = {
         'has it "somewhat worse" than NorMuon in modded-nanogpt, and a run of 1B parameters and '
         '100B tokens that "started out superior but gradually fell behind". We have measured no '
         "training with it",
+        test="test_presets.py::test_magma_scales_steps_by_agreement",
     ),
     "random-masking": Preset(
         "Xu & Zhang 2024, arXiv 2405.02596",
         "one random set of entries is trained from beginning to end, the others never move",
         {"period": "run", "site": "freeze"},
         "drop_prob is a multiple of 1/65536, so at least 1.5e-5 of the entries are trained",
+        test="test_presets.py::test_random_masking_trains_the_same_entries_throughout",
     ),
     "child-tuning-d": Preset(
         "Xu et al. 2021, arXiv 2109.05687, task-driven",
         "gradients of all but the entries of the highest Fisher information are zero throughout",
         differs="published for the parameters of the layers, whose scores are compared together; "
-        "what has no mask is trained",
+        "all others, head and embeddings, are trained; there each tensor's gradient is clipped "
+        "before it is squared",
         made=Made("fisher_scores", within="layer"),
+        test="test_mask_makers.py::test_child_tuning_d_masks_the_gradients_of_the_layers",
     ),
     "sift": Preset(
         "Song et al. 2023, arXiv 2312.11875 (SIFT)",
         "of each tensor the entries of the largest gradients are trained, the others never move",
         {"site": "freeze"},
-        "published with gradients of the first batches, and with one state for each entry that is "
-        "trained, where ours has it for all; load masks again to choose anew",
-        Made("gradient_scores", per_tensor=True),
+        "published for the matrices that the user names, and with one state for each entry that is "
+        "trained, where ours has it for all; the head is trained, as there; masks stay as the "
+        "first batch made them: load others to choose anew",
+        Made("gradient_scores", per_tensor=True, n_losses=1),
+        test="test_mask_makers.py::test_sift_trains_so_many_entries_of_each_tensor_and_may_choose_anew",
     ),
     "fish-mask": Preset(
         "Sung et al. 2021, arXiv 2111.09839 (FISH Mask)",
         "the entries of the highest Fisher information are trained, the others never move",
         {"site": "freeze"},
-        made=Made("fisher_scores", losses="one example"),
+        "the head is trained, as published, where its entries count towards the share; here the "
+        "share is of all others",
+        Made("fisher_scores", losses="one example", n_losses=1024),
+        test="test_mask_makers.py::test_a_fish_mask_is_of_single_examples_and_never_moves_the_rest",
     ),
     "sparse-unfreezing": Preset(
         _DRAWING,
         "new entries are released in each epoch, and the earlier ones dropped again",
         {"period": "epoch", "site": "update"},
         _DRAWN,
+        test="test_presets.py::test_sparse_unfreezing_releases_entries_epoch_by_epoch",
     ),
     "sparse-unfreezing-cumulative": Preset(
         _DRAWING,
         "entries are released epoch by epoch and stay released",
         {"period": "run", "site": "update"},
         _DRAWN,
+        test="test_presets.py::test_sparse_unfreezing_releases_entries_epoch_by_epoch",
     ),
 }

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .categories import by_category
 from .exemptions import exempt_names
 from .mask import layer_of
 from .optimizer import FusedGradDropAdamW
@@ -35,6 +36,7 @@ def trainer_kwargs(
     args: TrainingArguments,
     *,
     exempt: Collection[str] = (),
+    categories: bool = False,
     **knobs: Any,
 ) -> dict[str, Any]:
     """Keyword arguments of ``Trainer`` that let it train with ``FusedGradDropAdamW``.
@@ -49,6 +51,7 @@ def trainer_kwargs(
         args: of the Trainer.
         exempt: kinds of parameters that are never masked, among
             ``graddrop.exemptions.EXEMPTIONS``.
+        categories: drop each category's share by itself (:func:`graddrop.categories.by_category`).
         **knobs: the other arguments of ``FusedGradDropAdamW``.
 
     Returns:
@@ -84,7 +87,12 @@ def trainer_kwargs(
         "max_grad_norm": args.max_grad_norm or math.inf,
         **knobs,
     }
-    factory_kwargs = {"weight_decay": args.weight_decay, "exempt": tuple(exempt), **arguments}
+    factory_kwargs = {
+        "weight_decay": args.weight_decay,
+        "exempt": tuple(exempt),
+        "categories": categories,
+        **arguments,
+    }
     OptimizerFactory()(model, **factory_kwargs)
     callbacks: list[TrainerCallback] = [ClipInStep(), LogMasks()]
     if knobs.get("period") == "epoch":
@@ -99,7 +107,13 @@ class OptimizerFactory:
     """Makes the optimizer when the Trainer has the model that it will train, wrapped or sharded."""
 
     def __call__(
-        self, model: nn.Module, *, weight_decay: float, exempt: tuple[str, ...], **arguments: Any
+        self,
+        model: nn.Module,
+        *,
+        weight_decay: float,
+        exempt: tuple[str, ...],
+        categories: bool = False,
+        **arguments: Any,
     ) -> FusedGradDropAdamW:
         """The optimizer of a model's parameters that need a gradient.
 
@@ -107,6 +121,7 @@ class OptimizerFactory:
             model: what is trained.
             weight_decay: of the parameters that the Trainer's rule gives a decay.
             exempt: kinds of parameters that are never masked.
+            categories: whether each category of a layer's parameters drops its own share.
             **arguments: of ``FusedGradDropAdamW``.
 
         Raises:
@@ -136,6 +151,8 @@ class OptimizerFactory:
             }
             for is_exempt, plain in sorted(by_kind)
         ]
+        if categories:
+            groups = by_category(model, groups, seed=arguments["seed"])
         return FusedGradDropAdamW(groups, **arguments)
 
 

@@ -22,7 +22,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 DROP_SCHEDULES = ("epochs", "linear", "cosine")
 
-KNOBS = ("drop_schedule", "granularity", "period", "site", "rescale", "exempt", "unfreeze_over")
+KNOBS = (
+    *("drop_schedule", "granularity", "period", "site", "rescale", "exempt"),
+    *("mask_batches", "unfreeze_over"),
+)
 """Settings that belong to a method: they may differ between the two runs of a pair."""
 
 BYSTANDERS = frozenset(
@@ -72,6 +75,9 @@ class FinetuneConfig:
         period: How long a mask lives: `step`, `epoch`, `run`, or a number of steps.
         site: Where the mask acts: `grad`, `update` or `freeze`.
         rescale: Whether what is kept is scaled by the inverse of the keep probability.
+        mask_batches: Batches of the training set, of one example each for `fish-mask`, of whose
+            gradients a method makes the masks that it loads; None means as many as published, for
+            `child-tuning-d` one pass over the training set, which is the most for all.
         unfreeze_over: Share of the training, in (0, 1], over which gradual unfreezing releases the
             layers; None means all of it.
         select: Whose weights are kept: the best checkpoint by English dev (strictly zero-shot), by
@@ -123,6 +129,7 @@ class FinetuneConfig:
     period: str | int | None = None
     site: str | None = None
     rescale: bool | None = None
+    mask_batches: int | None = None
     unfreeze_over: float | None = None
     select: str = "en-dev"
     patience: int | None = None
@@ -174,7 +181,22 @@ class FinetuneConfig:
                 f"accumulation must divide batch_size, got {self.accumulation} "
                 f"for {self.step_batch_size}"
             )
+        self._check_masks()
         self._check_knobs()
+
+    def _check_masks(self) -> None:
+        """Refuse settings that the method's kind of masks does not have."""
+        masks = METHODS[self.method].masks
+        if masks is not None and masks.made is not None:
+            for name in ("granularity", "period", "rescale"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"method {self.method} makes masks once and loads them; leave out {name}"
+                    )
+        elif self.mask_batches is not None:
+            raise ValueError(f"method {self.method} makes no masks; leave out mask_batches")
+        if masks is not None and masks.categories and self.granularity not in (None, "tensor"):
+            raise ValueError(f"method {self.method} goes by tensors; leave out granularity")
 
     def _check_knobs(self) -> None:
         """Let the optimizer check its own knobs; some need a parameter in a layer."""
@@ -194,7 +216,7 @@ class FinetuneConfig:
             raise ValueError(f"method {self.method} drops nothing; leave out drop_prob")
         if isinstance(self.drop_prob, tuple) and not values:
             raise ValueError("drop_prob: expected a number, or one for each epoch, got none")
-        if len(values) > 1 and method.masks is None:
+        if len(values) > 1 and (method.masks is None or method.masks.made is not None):
             raise ValueError(f"method {self.method} takes one drop_prob for the whole training")
         if self.drop_schedule != "epochs" and len(values) != 2:
             raise ValueError(
@@ -239,6 +261,8 @@ class FinetuneConfig:
             chosen["epochs"] = recipe.epochs
         if self.drop_prob is None:
             chosen["drop_prob"] = method.drop_prob
+        if self.mask_batches is None and method.masks and method.masks.made:
+            chosen["mask_batches"] = method.masks.made.n_losses
         if self.processes is None:
             chosen["processes"] = int(os.environ.get("WORLD_SIZE", 1))
         return dataclasses.replace(self, **chosen)
@@ -246,16 +270,16 @@ class FinetuneConfig:
     def knobs(self) -> dict[str, Any]:
         """Return the optimizer's keyword arguments for masking: the method's, then the run's.
 
-        Of several drop probabilities it is the first.
+        Of several drop probabilities it is the first; where masks are made none is drawn.
         """
         method = METHODS[self.method]
         drop_prob = (self.drop_probs or method.drop_probs)[0]
         names = ("granularity", "period", "site", "rescale")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        masks = (
-            {"drop_prob": 0.0} if method.masks is None else {"drop_prob": drop_prob, **method.masks}
-        )
-        return {**masks, "seed": self.seed, **chosen}
+        masks = method.masks
+        drawn = 0.0 if masks is None or masks.made is not None else drop_prob
+        preset = {} if masks is None else masks.knobs
+        return {"drop_prob": drawn, **preset, "seed": self.seed, **chosen}
 
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for, as JSON has it.
@@ -282,6 +306,7 @@ _POSITIVE = (
     "log_steps",
     "limit_train",
     "limit_eval",
+    "mask_batches",
     "patience",
 )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graddrop.exemptions import exempt_names, head_of, is_bias, is_norm, owned_parameters
-from graddrop.methods import PRESETS
+from graddrop.methods import PRESETS, Preset
 from graddrop.xglue.adapters import add_adapters
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ class Method:
 
     Args:
         summary: What it does, in a few words.
-        masks: Knobs of the optimizer that make its masks (see `graddrop.methods.PRESETS`); None
-            masks nothing.
+        masks: What makes its masks; None masks nothing.
         drop_prob: Drop probability unless the user names another, or one for each epoch; of
             controls, that of the masks whose control they are.
         shrinks_step: Whether the learning rate of what would be masked is lowered to the mean step
@@ -38,7 +37,7 @@ class Method:
     """
 
     summary: str
-    masks: Mapping[str, Any] | None = None
+    masks: Preset | None = None
     drop_prob: float | tuple[float, ...] = 0.0
     shrinks_step: bool = False
     shrinks_batch: bool = False
@@ -65,59 +64,77 @@ METHODS: Mapping[str, Method] = {
         "layers are released one after another, top down, embeddings last", trains="gradually"
     ),
     "graddrop": Method(
-        "gradient entries are dropped at random, anew each step", PRESETS["graddrop"].knobs, 0.5
+        "gradient entries are dropped at random, anew each step", PRESETS["graddrop"], 0.5
     ),
     "graddrop-epoch": Method(
         "gradient entries are dropped at random, anew each epoch",
-        PRESETS["graddrop-epoch"].knobs,
+        PRESETS["graddrop-epoch"],
         0.5,
     ),
     "layer-graddrop": Method(
         "gradients of whole layers are dropped at random, anew each step",
-        PRESETS["layer-graddrop"].knobs,
+        PRESETS["layer-graddrop"],
         0.5,
     ),
-    "lr-dropout": Method(
-        "steps of entries are dropped at random", PRESETS["lr-dropout"].knobs, 0.5
+    "child-tuning-f": Method(
+        "as graddrop, and what is kept is divided by the keep probability",
+        PRESETS["child-tuning-f"],
+        0.7,
     ),
+    "child-tuning-d": Method(
+        "in the layers only the entries of the highest Fisher information get gradients",
+        PRESETS["child-tuning-d"],
+        0.7,
+    ),
+    "sift": Method(
+        "of each tensor only the entries of the largest first gradients are trained",
+        PRESETS["sift"],
+        0.95,
+    ),
+    "fish-mask": Method(
+        "only the entries of the highest Fisher information are trained",
+        PRESETS["fish-mask"],
+        0.995,
+    ),
+    "lr-dropout": Method("steps of entries are dropped at random", PRESETS["lr-dropout"], 0.5),
     "half-fine-tuning": Method(
-        "a random half of the tensors is frozen, anew each epoch",
-        PRESETS["half-fine-tuning"].knobs,
+        "half of each layer's attention, feed-forward and norms is frozen, anew each epoch",
+        PRESETS["half-fine-tuning"],
         0.5,
     ),
     "lisa": Method(
         "of 12 layers 2 are trained, drawn anew every 20 steps; --drop-prob says how many",
-        PRESETS["lisa"].knobs,
+        PRESETS["lisa"],
         1 - 2 / 12,
     ),
     "badam": Method(
         "of 12 layers one is trained, another every 100 steps; --drop-prob says how many",
-        PRESETS["badam"].knobs,
+        PRESETS["badam"],
         1 - 1 / 12,
     ),
     "skip-update": Method(
         "whole tensors skip their step at random, the others' is scaled",
-        PRESETS["skip-update"].knobs,
+        PRESETS["skip-update"],
         0.5,
     ),
     "magma": Method(
         "whole tensors skip their step at random, the others' is scaled by how gradients agree",
-        PRESETS["magma"].knobs,
+        PRESETS["magma"],
         0.5,
     ),
     "random-masking": Method(
         "one random set of entries is trained from beginning to end",
-        PRESETS["random-masking"].knobs,
+        PRESETS["random-masking"],
         0.9,
     ),
     "sparse-unfreezing": Method(
         "random entries are released, anew each epoch, more of them in each of the first four",
-        PRESETS["sparse-unfreezing"].knobs,
+        PRESETS["sparse-unfreezing"],
         (1.0, 13 / 16, 10 / 16, 7 / 16),
     ),
     "sparse-unfreezing-cumulative": Method(
         "random entries are released in each of the first four epochs and stay released",
-        PRESETS["sparse-unfreezing-cumulative"].knobs,
+        PRESETS["sparse-unfreezing-cumulative"],
         (1.0, 13 / 16, 10 / 16, 7 / 16),
     ),
     "lr-matched": Method(

@@ -23,7 +23,8 @@ FLOORS = (
     ("graddrop.optimizer_masks",),
     ("graddrop.functional", "graddrop.mask_makers", "graddrop.methods", "graddrop.optimizer"),
     ("graddrop.testing",),
-    ("graddrop.exemptions", "graddrop.method_pages", "graddrop.trainer"),
+    ("graddrop.exemptions",),
+    ("graddrop.categories", "graddrop.method_pages", "graddrop.trainer"),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
     (

@@ -122,6 +122,30 @@ def test_gradients_of_others_stay_and_none_is_held():
     assert all(param.grad is not None for param in model.parameters())
 
 
+def test_a_loss_in_parts_is_their_sum():
+    """Squared as a whole, not part by part; beside losses that come at once."""
+    model, batches = make_model(), make_batches(6)
+    pairs = list(zip(batches[::2], batches[1::2], strict=True))
+
+    def together():
+        for first, second in pairs:
+            yield loss_of(model, first) + loss_of(model, second)
+
+    def in_parts():
+        for number, pair in enumerate(pairs):
+            parts = (loss_of(model, batch) for batch in pair)
+            yield parts if number != 1 else sum(parts)
+
+    for make in (fisher_scores, gradient_scores):
+        whole = make(named(model), together())
+        found = make(named(model), in_parts())
+        single = make(named(model), losses_of(model, batches))
+        for name, score in whole.items():
+            torch.testing.assert_close(found[name], score)
+            assert make is gradient_scores or not torch.allclose(2 * single[name], score)
+    assert all(param.grad is None for param in model.parameters())
+
+
 def test_parameters_without_a_part_score_nothing():
     """A loss that does not reach a parameter gives it zeros."""
     model = make_model()

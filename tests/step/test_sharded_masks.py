@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from graddrop import FusedGradDropAdamW
+from graddrop.mask_makers import broadcast_masks
 
 N_PROCESSES = 4
 # Rows that four processes share unevenly; one row, so that some have none; a vector beyond a tile.
@@ -161,6 +162,16 @@ def check_resharding(backend, folder):
     dist.barrier()
 
 
+def check_masks_of_the_first():
+    """Each process has made others; all have those of the first in the end."""
+    rank = dist.get_rank()
+    own, first = masks_by_name(seed=rank), masks_by_name(seed=0)
+    found = broadcast_masks(own)
+    assert all(torch.equal(found[name], first[name]) for name in SHAPES)
+    assert found["uneven"].dtype == torch.bool
+    assert rank == 0 or not torch.equal(own["uneven"], first["uneven"])  # control
+
+
 @pytest.fixture(scope="module")
 def processes():
     """Four processes, for all tests of this module."""
@@ -182,6 +193,13 @@ def test_shards_read_their_part(processes, backend):
 def test_parts_are_not_taken_for_wholes(processes):
     """Control of the shapes."""
     processes.run(check_a_part_as_the_whole)
+
+
+def test_all_processes_have_the_masks_of_the_first(processes):
+    """Whatever each has made; where there is one process, it keeps its own."""
+    processes.run(check_masks_of_the_first)
+    alone = masks_by_name()
+    assert all(mask is alone[name] for name, mask in broadcast_masks(alone).items())
 
 
 def test_checkpoints_go_to_any_sharding(processes):

@@ -98,6 +98,7 @@ def finetune(parser: argparse.ArgumentParser) -> None:
     add("--period", "how long a mask lives: step, epoch, run, or steps", preset, type=_period)
     add("--site", "where the mask acts: grad, update or freeze", preset)
     add("--rescale", "scale what is kept", preset, action=argparse.BooleanOptionalAction)
+    add("--mask-batches", "of whose gradients masks are made", "as many as published", type=int)
     add("--unfreeze-over", "share of the training", "1", type=float)
     add("--seed", "of weights, data order, dropout and masks", type=int)
 

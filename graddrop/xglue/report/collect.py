@@ -174,7 +174,10 @@ class Experiment:
         config = next(run.result["config"] for run in self.runs if run.arm == arm)
         found: dict[str, Any] = {"granularity": "element", "period": "step", "site": "grad"}
         found |= {"rescale": False}
-        found |= METHODS[arm.method].masks or {}
+        if preset := METHODS[arm.method].masks:
+            found |= preset.knobs
+            if preset.made is not None:  # and loaded for good
+                found["period"] = "run"
         # `select` of a run is another thing: which checkpoint.
         names = found.keys() - {"select"}
         found |= {name: config[name] for name in names if config.get(name) is not None}
@@ -345,7 +348,8 @@ def knobs_of(config: Mapping[str, Any]) -> dict[str, str]:
     """
     method = METHODS[config["method"]]
     masks = method.masks is not None or method.shrinks_step
-    relevant = KNOBS[:-1] if masks else KNOBS[-1:] if method.trains == "gradually" else ()
+    unfreezes = method.trains == "gradually"
+    relevant = [name for name in KNOBS if (unfreezes if name == "unfreeze_over" else masks)]
     unset: tuple[Any, ...] = (None, [], "epochs")
     return {name: _text(config[name]) for name in relevant if config.get(name) not in unset}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import graddrop
+from graddrop.categories import by_category
 from graddrop.exemptions import head_of, set_head
 from graddrop.xglue.adapters import check_installed, merge_adapters
 from graddrop.xglue.config import FinetuneConfig
@@ -25,6 +26,7 @@ from graddrop.xglue.scores.predictions import prediction_file, write_predictions
 from graddrop.xglue.scores.text_table import mean_over_languages
 from graddrop.xglue.tasks import EVAL_SPLITS
 from graddrop.xglue.training.banner import banner
+from graddrop.xglue.training.masks import load_made_masks, mask_data, masked_parameters
 from graddrop.xglue.training.provenance import commit, versions
 from graddrop.xglue.training.run_data import RunData
 from graddrop.xglue.training.run_folder import RunFolder, read_json
@@ -61,8 +63,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
         What `result.json` holds: `task`, `config`, `data` (with the commit, for the Hub), `metric`
         (the official score's name), `scores` (split, language, metric: fraction), `mean` (split,
         metric: unweighted over languages), `missing` (languages without a file, by split),
-        `steps`, `selected_step`, `history` (the Trainer's log), `parameters`, `seconds`,
-        `commit` (of the code that ran, where it is a checkout), `versions`.
+        `steps`, `selected_step`, `history` (the Trainer's log), `masks` (`density`, `batches`,
+        `batch_size`, where they are made of the training set), `parameters`, `seconds`, `commit`
+        (of the code that ran, where it is a checkout), `versions`.
 
     Raises:
         DataError: If a file is missing, empty or malformed.
@@ -108,9 +111,9 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
     origin = config.model if has_adapters else weights
     model = load_model(origin, data.task, tokenizer, config.seed)
     set_head(model, (folder.head() if checkpoint else None) or head_of(model))
-    by_layers = METHODS[config.method].trains in ("gradually", "upper-half")
-    if by_layers or config.knobs().get("granularity") == "layer":
+    if _goes_by_layers(config):
         check_layers(model)
+    masked_parameters(config, model)
     steps = Steps.of(config, len(features))
     arguments = _arguments(config, folder, steps, bool(data.watched))
     # Whatever the user may have got wrong has shown by now.
@@ -126,6 +129,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> dict[str, Any]:
             if has_adapters:
                 trainer._load_from_checkpoint(weights)
         else:
+            if checkpoint is None:
+                load_made_masks(trainer, config)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         train_seconds = trainer.seconds
         if has_adapters:  # what is scored is what is saved: a model like any other
@@ -173,6 +178,7 @@ def _result(
         "selected_step": state.best_global_step if selects else state.global_step,
         # The Trainer's closing summary is about the last attempt only.
         "history": [row for row in state.log_history if "train_runtime" not in row],
+        "masks": mask_data(config, trainer.n_inputs),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "seconds": {"train": train_seconds, "evaluate": trainer.seconds - train_seconds},
         "commit": commit(),
@@ -209,6 +215,16 @@ def _trainer(
     )
 
 
+def _goes_by_layers(config: FinetuneConfig) -> bool:
+    """Whether a method has to know which layer a parameter is in."""
+    method = METHODS[config.method]
+    return (
+        method.trains in ("gradually", "upper-half")
+        or config.knobs().get("granularity") == "layer"
+        or (method.masks is not None and method.masks.categories)
+    )
+
+
 def _skips_dropped(config: FinetuneConfig) -> bool:
     """Whether steps leave out the backward pass of what is dropped: where nothing reads it."""
     knobs = config.knobs()
@@ -228,6 +244,9 @@ def _optimizer(
         granularity=knobs.get("granularity", "element"),
         masked={"lr": masked_lr(config, steps)},
     )
+    preset = METHODS[config.method].masks
+    if preset is not None and preset.categories:
+        groups = by_category(model, groups, seed=config.seed)
     return graddrop.FusedGradDropAdamW, {
         "params": groups,
         "lr": config.lr,

@@ -1,7 +1,7 @@
 """transformers' Trainer with zero-shot scores for evaluation and sealed checkpoints."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,39 @@ class ZeroShotTrainer(Trainer):
         )
         # A window may hold no word of its own; where all are such there is nothing to learn.
         return total / num_items_in_batch.clamp(min=1)
+
+    def losses(self, batch_size: int, n_batches: int) -> Iterator[torch.Tensor | Iterator[Any]]:
+        """Yield the losses of the first batches of the first epoch's order, on every process.
+
+        A batch that is larger than a micro-batch comes in parts, of a micro-batch each, which add
+        up to the mean over all of its labels.
+
+        Args:
+            batch_size: Examples in each of them, but for the last one of the training set.
+            n_batches: How many; there are no more than make one pass.
+        """
+        trainer: Any = self
+        dataset = trainer._remove_unused_columns(trainer.train_dataset, "training")
+        order = list(self._sampler)
+        n_rows = self.args.per_device_train_batch_size
+        for begin in range(0, min(n_batches * batch_size, len(order)), batch_size):
+            rows = [dataset[index] for index in order[begin : begin + batch_size]]
+            collated = [
+                trainer._prepare_inputs(trainer.data_collator(rows[i : i + n_rows]))
+                for i in range(0, len(rows), n_rows)
+            ]
+            labels = [inputs.pop("labels") for inputs in collated]
+            n_labels = torch.stack([(part != IGNORED).sum() for part in labels]).sum()
+            parts = (
+                self._loss(trainer.model(**inputs), part, n_labels)
+                for inputs, part in zip(collated, labels, strict=True)
+            )
+            yield parts if len(labels) > 1 else next(parts)
+
+    @property
+    def n_inputs(self) -> int:
+        """Model inputs in the training set."""
+        return len(self._sampler)
 
     @property
     def seconds(self) -> float:

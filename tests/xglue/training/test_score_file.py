@@ -72,6 +72,10 @@ def test_a_run_is_found_by_its_settings_alone(tmp_path: Path) -> None:
         if value is not None:
             found = kept.find(dataclasses.replace(CONFIG, **{name: value}))
             assert (found is not None) == (name in BYSTANDERS), name
+    sift = dataclasses.replace(CONFIG, method="sift", drop_prob=0.9)
+    kept.append(finished(sift))
+    assert kept.find(dataclasses.replace(sift, mask_batches=1)) is not None  # as published
+    assert kept.find(dataclasses.replace(sift, mask_batches=2)) is None
 
 
 def test_lines_are_read_as_folders_are(tmp_path: Path) -> None:
