@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .mask import Shard
+from .state.loaded_masks import check_mask
 from .step.checks import (
     check_draw,
     check_grad,
@@ -20,6 +21,7 @@ from .step.checks import (
     is_capturing,
     read_scalar,
 )
+from .step.keep_bits import KeepBits
 from .step.knobs import ALIGNMENT, KNOBS, Knobs, with_units
 from .step.overlap import find_overlap
 from .step.plan import Plan
@@ -52,6 +54,7 @@ def graddrop_adamw_(
     stream_ids: Sequence[int] | None = None,
     layers: Sequence[int | None] | None = None,
     shards: Sequence[Shard] | None = None,
+    keep_masks: Sequence[Tensor | None] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     backend: str = "auto",
@@ -94,6 +97,9 @@ def graddrop_adamw_(
         stream_ids: ids of the parameters in the masks, in [0, 2**30); None: their positions.
         layers: layer number of each tensor for ``granularity="layer"``, None: in no layer, kept.
         shards: where each tensor lies in its whole parameter; None: each is whole.
+        keep_masks: for each tensor a bool one of its shape, True where kept, which replaces the
+            drawn mask whatever ``drop_prob``, without ``rescale``; None: it is drawn. They are
+            packed into bits at each call, which ``FusedGradDropAdamW.load_masks`` does once.
         grad_scale: float32, one element: loss scale that the gradients carry; they are divided by
             it in passing, not in memory.
         found_inf: float32, one element: unless 0, nothing changes.
@@ -101,9 +107,10 @@ def graddrop_adamw_(
 
     Raises:
         ValueError: a value outside its range, lists of different lengths, tensors that share
-            memory, a partition of FSDP1 or ZeRO 3 without its shard, unknown backend.
-        TypeError: a parameter that is not a real floating-point tensor; a DTensor, or no tensor,
-            where a tensor is expected; a number or switch of the wrong type.
+            memory, a mask of another shape, a partition of FSDP1 or ZeRO 3 without its shard,
+            unknown backend.
+        TypeError: a parameter that is not a real floating-point tensor; a mask that is not bool; a
+            DTensor, or no tensor, where a tensor is expected; a number or switch of the wrong type.
         RuntimeError: a gradient or a state that does not match its parameter, a backend that
             cannot serve it, or a CUDA graph that is being captured. Nothing has changed then.
     """
@@ -118,13 +125,17 @@ def graddrop_adamw_(
     tensors |= {name: [value] for name, value in scalars.items() if isinstance(value, Tensor)}
     for name, values in tensors.items():
         _check_plain(name, values)
+    if isinstance(keep_masks, Tensor):
+        _check_plain("keep_masks", keep_masks)
     if layers is None and granularity == "layer":
         raise ValueError('granularity="layer" has to know the layers: pass layers')
     stream_ids = stream_ids if stream_ids is not None else range(len(params))
     layers = layers if layers is not None else [None] * len(params)
     shards = shards if shards is not None else [shard_of(param) for param in params]
+    masks = list(keep_masks) if keep_masks is not None else [None] * len(params)
     numbers = {name: len(values) for name, values in tensors.items() if name not in scalars}
     numbers |= {"stream_ids": len(stream_ids), "layers": len(layers), "shards": len(shards)}
+    numbers["keep_masks"] = len(masks)
     for name, number in numbers.items():
         if number != len(params):
             raise ValueError(f"expected {len(params)} {name}, one per parameter, got {number}")
@@ -132,6 +143,9 @@ def graddrop_adamw_(
         raise ValueError(f"Invalid betas: {betas!r}: expected a pair of numbers in [0, 1)")
     for param, shard in zip(params, shards, strict=True):
         check_shard(param, shard)
+    for param, keep in zip(params, masks, strict=True):
+        if keep is not None:
+            check_mask(param, keep)
     check_ids(stream_ids, layers)
     check_draw(draw)
     knobs: dict[str, Any] = {
@@ -168,6 +182,7 @@ def graddrop_adamw_(
         draw=draw,
         stream_ids=list(stream_ids),
         layers=[_NO_LAYER if layer is None else layer for layer in layers],
+        keep_masks=masks,
         places=[index for shard in shards for index in (*shard.global_shape, *shard.offset)],
         backend=backend,
     )
@@ -226,6 +241,7 @@ _ARGUMENTS = {
     "draw": "SymInt",
     "stream_ids": "SymInt[]",
     "layers": "SymInt[]",
+    "keep_masks": "Tensor?[]",
     "places": "SymInt[]",
     "backend": "str",
 }
@@ -272,6 +288,7 @@ def _adamw_(*arguments: Any) -> None:
         shard = Shard(tuple(islice(numbers, param.dim())), tuple(islice(numbers, param.dim())))
         check_grad(param, grads[index])
         check_moments(param, exp_avgs[index], exp_avg_sqs[index], steps[index])
+        keep = given["keep_masks"][index]
         slots.append(
             Slot(
                 param,
@@ -283,6 +300,7 @@ def _adamw_(*arguments: Any) -> None:
                 layers[index],
                 shard,
                 group=0,
+                keep_bits=None if keep is None else KeepBits.pack(keep, param, shard),
             )
         )
     plan = Plan(params, slots, [knobs], given["backend"])

@@ -97,6 +97,7 @@ def test_a_graph_may_hold_the_function(compiler):
     (expected, step), (tensors, traced) = make_function(), make_function()
     compiled = torch.compile(traced, backend=compiler, fullgraph=True)
     knobs = {"granularity": "layer", "layers": [3, None], "seed": (1 << 64) - 1, "rescale": True}
+    knobs["keep_masks"] = [None, torch.arange(6) % 2 == 0]
     for draw in range(6):
         lr = torch.tensor(1e-2 / (draw + 1))
         with torch._dynamo.config.patch(error_on_recompile=draw > 1):  # 1: draw becomes a variable
@@ -105,7 +106,8 @@ def test_a_graph_may_hold_the_function(compiler):
     assert expected[-1] == 6
 
 
-def test_the_operator_is_what_torch_takes_it_for():
+@pytest.mark.parametrize("keep_mask", [None, torch.arange(35).view(5, 7) % 3 == 0])
+def test_the_operator_is_what_torch_takes_it_for(keep_mask):
     """It writes what it declares and nothing else; it may be traced, with fake tensors too."""
     param = torch.randn(5, 7)
     arguments = {
@@ -133,6 +135,7 @@ def test_the_operator_is_what_torch_takes_it_for():
         "draw": 0,
         "stream_ids": [0],
         "layers": [-1],
+        "keep_masks": [keep_mask],
         "places": [5, 7, 0, 0],
         "backend": "auto",
     }

@@ -83,3 +83,62 @@ def test_an_infinity_that_was_found_skips_the_step():
     untouched = by_function("", n_steps=0, **BASE)
     assert_same(by_function("", found_inf=torch.ones(1), **BASE), untouched)
     assert_same(by_function("", found_inf=torch.zeros(1), **BASE), by_function("", **BASE))
+
+
+SITES = {"grad": {}, "update": {"mask_decay": False}, "freeze": {"site": "freeze"}}
+
+
+def keep_masks():
+    """Of all tensors but the last, whose mask is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(shape, generator=generator) < 0.5 for shape in SMALL]
+    return [*masks[:-1], None]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_masks_that_are_given_are_those_that_are_loaded(backend, device, site):
+    """Two steps, bit for bit, beside a tensor whose mask is drawn."""
+    knobs = BASE | {"site": site, "rescale": True} | SITES[site]
+    optimizer = make_optimizer(backend, device, shapes=SMALL, **knobs)
+    params = params_of(optimizer)
+    optimizer.load_masks(dict(zip(params[:-1], keep_masks()[:-1], strict=True)))
+    given = [param.detach().clone() for param in params]
+    moments = [[torch.zeros_like(param) for param in given] for _ in range(2)]
+    drawn = [[param.clone() for param in part] for part in (given, *moments)]
+    steps = [torch.zeros((), device=device) for _ in SMALL]
+    drawn_steps = [count.clone() for count in steps]
+    for step in range(2):
+        set_grads(params, step)
+        grads = [param.grad.clone() for param in params]
+        optimizer.step()
+        masks = [None if mask is None else mask.to(device) for mask in keep_masks()]
+        settings = {"draw": step, "backend": backend, **knobs}
+        graddrop_adamw_(given, grads, *moments, steps, keep_masks=masks, **settings)
+        graddrop_adamw_(drawn[0], grads, *drawn[1:], drawn_steps, **settings)
+    found = [t for tensors in zip(given, *moments, steps, strict=True) for t in tensors]
+    expected = snapshot(optimizer)
+    assert_same([t.cpu() for t in found], [t.cpu() for t in expected])
+    assert torch.equal(given[-1], drawn[0][-1]) and not torch.equal(given[0], drawn[0][0])
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        ([None], ValueError, f"expected {len(SMALL)} keep_masks, one per parameter, got 1"),
+        ([torch.ones(2).bool()], ValueError, "a mask of the whole parameter's shape"),
+        ([torch.ones(SMALL[0])], TypeError, "as a bool tensor, True where kept, or None, got"),
+        (torch.ones(2).bool(), TypeError, r"expected keep_masks as a list of tensors, got one"),
+        (["all"], TypeError, "as a bool tensor, True where kept, or None, got"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks, error, message):
+    """With what came; nothing changes."""
+    params = [param.detach() for param in make_params(SMALL)]
+    before = [param.clone() for param in params]
+    others = [[torch.ones_like(param) for param in params] for _ in range(3)]
+    steps = [torch.zeros(()) for _ in SMALL]
+    if isinstance(masks, list) and masks != [None]:
+        masks = masks + [None] * (len(SMALL) - 1)
+    with pytest.raises(error, match=message):
+        graddrop_adamw_(params, *others, steps, lr=0.1, draw=0, keep_masks=masks)
+    assert_same(params, before)
