@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import triton
@@ -11,8 +11,8 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from .. import abi
 from .capture import relaxed_capture
-from .decide import SOURCE_LONG_ROW
 from .dots import dense_dots, strided_dots
+from .launches import Launch, Signature, long_rows_named, plan_launches
 from .norm import dense_squares, strided_squares, sum_chunks
 from .options import (
     DTYPES,
@@ -20,17 +20,13 @@ from .options import (
     dtype_constants,
     is_crowded,
     launch_options,
-    tiles_per_chunk,
     vector_width,
 )
 from .prepare import ACTIVE, FLOATS, GRAD_FACTOR, INTS, STEP_SIZE, prepare
 from .step import dense_step, strided_step
 from .streams import keep_for_current_stream
-from .walk import BLOCK
 
 PREPARE_BLOCK = 128  # tensors per program, one a thread
-# And: bf16 rounded at random; steps are scaled by what :meth:`TritonStep.moment_dots` finds.
-Signature = tuple[torch.dtype, torch.dtype, torch.dtype, bool, bool]
 
 
 def supports(dtypes: Dtypes) -> bool:
@@ -46,35 +42,6 @@ def interpreted() -> bool:
 def compiles_to_ptx() -> bool:
     """Whether the kernels are compiled by way of PTX, which is to say for NVIDIA's GPUs."""
     return not isinstance(dense_step, InterpretedFunction) and torch.version.hip is None
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The tensors that one launch serves: those of one dtype signature and layout class.
-
-    Attributes:
-        dtypes: of param, grad and moments.
-        stochastic: parameters are bfloat16 and rounded at random.
-        dotted: products of gradients and first moments are asked for.
-        strided: entries are located one by one.
-        aligned: every origin is a multiple of 16 bytes; not looked at if ``strided``.
-        tiles: per chunk; not looked at if ``strided``.
-        chunks: int32 [n_chunks, 2] on the device: row of the tensor table, chunk within the tensor.
-        modes: bit m is set iff a tensor has mode m, see `_long_rows_named`.
-        rows: of the tensor table, in the order of the chunks.
-        n_chunks: chunks per tensor, int64 [len(rows)].
-    """
-
-    dtypes: Dtypes
-    stochastic: bool
-    dotted: bool
-    strided: bool
-    aligned: bool
-    tiles: int
-    chunks: Tensor
-    modes: int
-    rows: Tensor
-    n_chunks: Tensor
 
 
 class TritonStep:
@@ -95,7 +62,7 @@ class TritonStep:
         n_groups: int,
         device: torch.device,
     ) -> None:
-        self._host_table = _long_rows_named(tensor_table)
+        self._host_table = long_rows_named(tensor_table)
         self._signatures = signatures
         self._device = device
         self._pinned: list[Tensor] = []  # sources of uploads that a CUDA graph repeats
@@ -367,37 +334,10 @@ class TritonStep:
         return ((origins % 16 == 0) | (origins == abi.NO_GRAD)).all(dim=1)
 
     def _plan_launches(self) -> list[Launch]:
-        members: dict[tuple[Signature, bool, bool], list[int]] = {}
-        strided = (self._host_table[:, abi.LAYOUT] >= 0).tolist()
-        for row, key in enumerate(
-            zip(self._signatures, strided, self._aligned.tolist(), strict=True)
-        ):
-            # strided kernels load entry by entry, whatever the alignment
-            members.setdefault((key[0], key[1], key[2] or key[1]), []).append(row)
-        launches = []
-        for (signature, is_strided, aligned), found in members.items():
-            dtypes, (stochastic, dotted) = signature[:3], signature[3:]
-            rows = torch.tensor(found, device="cpu")
-            table = self._host_table[rows]
-            begin, end = table[:, abi.BEGIN], table[:, abi.END]
-            if is_strided:
-                tiles = 0
-                n_chunks = (end - begin + BLOCK - 1) // BLOCK
-            else:
-                n_tiles = ((end - 1) // abi.TILE - begin // abi.TILE + 1) * (end > begin)
-                tiles = tiles_per_chunk(int(n_tiles.sum()), self._processors)
-                n_chunks = (n_tiles + tiles - 1) // tiles
-            total = int(n_chunks.sum())
-            if total:
-                before = (n_chunks.cumsum(0) - n_chunks).repeat_interleave(n_chunks)
-                within = torch.arange(total, device="cpu") - before
-                chunks = torch.stack((rows.repeat_interleave(n_chunks), within), dim=1)
-                chunks = self._sent(chunks.to(torch.int32))
-                modes = sum(1 << mode for mode in set(table[:, abi.MODE].tolist()))
-                layout = (is_strided, aligned, tiles)
-                launch = Launch(dtypes, stochastic, dotted, *layout, chunks, modes, rows, n_chunks)
-                launches.append(launch)
-        return launches
+        plan = plan_launches(
+            self._host_table, self._signatures, self._aligned.tolist(), self._processors
+        )
+        return [replace(launch, chunks=self._sent(launch.chunks)) for launch in plan]
 
     def _plan_sums(self) -> tuple[Tensor, Tensor]:
         """On the device: spans of the tensors' partial sums, see `sum_chunks`; room for them.
@@ -436,13 +376,3 @@ class TritonStep:
         target.copy_(pinned, non_blocking=True)
         if capturing:
             self._pinned.append(pinned)
-
-
-def _long_rows_named(tensor_table: Tensor) -> Tensor:
-    """The table with a source of its own, SOURCE_LONG_ROW, where contiguous rows are that long."""
-    source = tensor_table[:, abi.MODE] // abi.N_SITES
-    is_long = (source == abi.SOURCE_ROW) & (tensor_table[:, abi.ROW_SIZE] % (abi.TILE // 4) == 0)
-    is_long &= tensor_table[:, abi.LAYOUT] < 0
-    named = tensor_table.clone()
-    named[:, abi.MODE] += is_long * (SOURCE_LONG_ROW.value - abi.SOURCE_ROW) * abi.N_SITES
-    return named
