@@ -1,6 +1,7 @@
 """Small training runs whose gradients are a function of the step: the same in every process."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,3 +96,16 @@ def assert_same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 def differs(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     """Whether any entry of any tensor is another one."""
     return any(not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def copy_params(source: Optimizer, target: Optimizer) -> None:
+    """The parameters' values, beside the optimizer's state."""
+    with torch.no_grad():
+        for a, b in zip(params_of(source), params_of(target), strict=True):
+            b.copy_(a)
+
+
+def through_a_file(state_dict: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a checkpoint in a file gives back, by torch's safe loader."""
+    torch.save(state_dict, folder / "optimizer.pt")
+    return torch.load(folder / "optimizer.pt", weights_only=True)

@@ -8,7 +8,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers.small_runs import SMALL, assert_same, make_params, params_of, snapshot, train
+from helpers.small_runs import (
+    SMALL,
+    assert_same,
+    make_params,
+    params_of,
+    snapshot,
+    through_a_file,
+    train,
+)
 
 from graddrop import FusedGradDropAdamW
 
@@ -45,12 +53,6 @@ KNOBS = {
     "site": ("site", np.str_("freeze"), "freeze"),
     "a named site": ("site", Site.UPDATE, "update"),
 }
-
-
-def through_a_file(state_dict, folder):
-    """What a checkpoint in a file gives back, by torch's safe loader."""
-    torch.save(state_dict, folder / "optimizer.pt")
-    return torch.load(folder / "optimizer.pt", weights_only=True)
 
 
 def assert_plain(value, expected):

@@ -4,11 +4,13 @@ import pytest
 import torch
 from helpers.small_runs import (
     assert_same,
+    copy_params,
     differs,
     make_optimizer,
     make_params,
     params_of,
     snapshot,
+    through_a_file,
     train,
 )
 from torch.distributed.checkpoint import state_dict as distributed
@@ -31,19 +33,6 @@ def make(load=True, **knobs):
     if load:
         optimizer.load_masks(masks_of(optimizer))
     return optimizer
-
-
-def copy_params(source, target):
-    """The parameters' values, beside the optimizer's state."""
-    with torch.no_grad():
-        for a, b in zip(params_of(source), params_of(target), strict=True):
-            b.copy_(a)
-
-
-def through_a_file(state_dict, folder):
-    """What a checkpoint in a file gives back."""
-    torch.save(state_dict, folder / "optimizer.pt")
-    return torch.load(folder / "optimizer.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("n_before", [0, 2])

@@ -11,11 +11,13 @@ from helpers.small_runs import (
     NAMES,
     SMALL,
     assert_same,
+    copy_params,
     differs,
     make_params,
     params_of,
     set_grads,
     snapshot,
+    through_a_file,
     train,
 )
 
@@ -37,19 +39,6 @@ def make_adamw(dtype=torch.float32, **options):
     params = make_params(SHAPES, dtype)
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=1e-2, **({"foreach": False} | options))
-
-
-def copy_params(source, target):
-    """The parameters' values, beside the optimizer's state."""
-    with torch.no_grad():
-        for a, b in zip(params_of(source), params_of(target), strict=True):
-            b.copy_(a)
-
-
-def through_a_file(state_dict, folder):
-    """What a checkpoint in a file gives back."""
-    torch.save(state_dict, folder / "optimizer.pt")
-    return torch.load(folder / "optimizer.pt", weights_only=True)
 
 
 def test_state_is_that_of_adamw():
