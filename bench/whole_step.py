@@ -1,13 +1,15 @@
 """What a whole training step costs, and what ways to train less of a model save of it.
 
     python -m bench.whole_step --model FOLDER --device cuda
+    python -m bench.whole_step --model decoder-7b --device cuda --apart
 
 Forward pass, backward pass and optimizer's step, on a 12-layer encoder (FOLDER:
 multilingual-e5-small, say, with a trimmed vocabulary; without one, random weights of that size) and
-on a 12-layer decoder of the same width. All ways have the same optimizer, but LoRA a second time
-with torch's. Layers that a mask drops cost no backward pass (`skip_dropped`). One step of each way
-comes after the other, round after round; a ratio is that of a round's times, the table has medians
-and quartiles over rounds. Operations and bytes are counted, not timed.
+on a 12-layer decoder of the same width; or on one model of a named size, with random weights. All
+ways have the same optimizer, but LoRA a second time with torch's. Layers that a mask drops cost no
+backward pass (`skip_dropped`). One step of each way comes after the other, round after round,
+unless the moments of all of them do not fit (`--apart`); a ratio is that of a round's times, the
+table has medians and quartiles over rounds. Operations and bytes are counted, not timed.
 
 Of the weights' products of the layers a third is the forward pass, a third the gradients of
 activations, a third those of weights. With s their share of a standard step, which a profile gives,
@@ -19,46 +21,34 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.origin import origin
+from bench.sizes import SIZES
+from bench.ways import Way, ways
 from graddrop import FusedGradDropAdamW
 from graddrop.mask import layer_of
-from graddrop.methods import PRESETS
 from graddrop.xglue.adapters import add_adapters
 
 PRODUCTS = ("aten::addmm", "aten::mm")  # of weights; attention's own products are batched
-
-
-@dataclass(frozen=True)
-class Way:
-    """How much of a model is trained.
-
-    Attributes:
-        knobs: the optimizer's, for what lies in layers.
-        lowest: the first layer that is trained, as a share of them; above 0 embeddings are not.
-        lora: whether adapters are trained in place of the model's own weights.
-        fused: whether torch's optimizer steps, in place of ours.
-    """
-
-    knobs: Mapping[str, Any] = field(default_factory=lambda: {"drop_prob": 0.0})
-    lowest: float = 0.0
-    lora: bool = False
-    fused: bool = False
-
-    @property
-    def masks(self) -> bool:
-        """Whether layers are dropped as a whole."""
-        return "granularity" in self.knobs
+# torch counts fused attention on GPUs alone.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -115,48 +105,27 @@ class Mean(nn.Module):
         return self.head(states.mean(dim=1)).square().mean()
 
 
-def encoder(folder: str | None, n_layers: int, width: int, vocabulary: int) -> Any:
-    """The encoder without a pooler, which nothing here would train."""
-    from transformers import AutoModel, BertConfig, BertModel
+def bodies(model: str | None, size: Sequence[int | None], device: str) -> Iterator[tuple[str, Any]]:
+    """Models with their names, one after the other.
 
-    if folder:
-        return AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=n_layers,
-        num_attention_heads=max(1, width // 32),
-        intermediate_size=4 * width,
-    )
-    return BertModel(config, add_pooling_layer=False)
+    Args:
+        model: one of `SIZES`, or a folder of an encoder, or None.
+        size: layers, width and vocabulary, where they are to be other ones.
+        device: where they are.
+    """
+    if model in SIZES:
+        yield model, SIZES[model].scaled(*size).build(device)
+        return
+    if model:
+        from transformers import AutoModel
 
-
-def decoder(n_layers: int, width: int, vocabulary: int) -> Any:
-    """A decoder of random weights."""
-    from transformers import GPT2Config, GPT2Model
-
-    config = GPT2Config(
-        vocab_size=vocabulary, n_embd=width, n_layer=n_layers, n_head=max(1, width // 32)
-    )
-    return GPT2Model(config)
-
-
-def ways(n_layers: int) -> dict[str, Way]:
-    """Standard fine-tuning first, then what trains less."""
-    layers = PRESETS["layer-graddrop"].knobs
-    half = {"drop_prob": 0.5, **PRESETS["half-fine-tuning"].knobs}
-    return {
-        "standard": Way(),
-        "layer-graddrop 0.25": Way({"drop_prob": 0.25, **layers}),
-        "layer-graddrop 0.5": Way({"drop_prob": 0.5, **layers}),
-        "layer-graddrop 0.75": Way({"drop_prob": 0.75, **layers}),
-        "lisa": Way({"drop_prob": 1 - 2 / n_layers, **PRESETS["lisa"].knobs}),
-        "half-fine-tuning": Way(half),
-        "upper-half": Way(lowest=0.5),
-        "head-only": Way(lowest=1.0),
-        "lora": Way(lora=True),
-        "lora, torch": Way(lora=True, fused=True),
-    }
+        yield (
+            "encoder",
+            AutoModel.from_pretrained(model, add_pooling_layer=False, dtype=torch.float32),
+        )
+    else:
+        yield "encoder", SIZES["encoder"].scaled(*size).build(device)
+    yield "decoder", SIZES["decoder"].scaled(*size).build(device)
 
 
 class Training:
@@ -226,7 +195,7 @@ class Training:
             return tensor
 
         with (
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
             saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
             self.backward(tokens)
@@ -261,6 +230,7 @@ def measure(
     device: str,
     rounds: int,
     batch: Sequence[int],
+    apart: bool = False,
     counted: int = 12,
 ) -> list[Cost]:
     """The costs of ways on one model.
@@ -272,36 +242,46 @@ def measure(
         device: where it runs.
         rounds: of one step of each way.
         batch: examples and tokens of each.
+        apart: whether all rounds of a way come before those of the next, whose moments need the
+            memory.
         counted: steps whose operations and bytes are counted.
     """
-    model = Mean(body).to(device).train()
+    model = Mean(body).to(device, body.dtype).train()
     n_layers = 1 + max(layer_of(n) or 0 for n, _ in model.named_parameters())
     tokens = torch.randint(body.config.vocab_size, tuple(batch), device=device)
     known = ways(n_layers)
-    trainings = {
-        way: Training(model, known[way], n_layers) for way in known if way in ("standard", *chosen)
-    }
+    names = [way for way in known if way in ("standard", *chosen)]
+    share = 0.0
     counts: dict[str, list[tuple[int, int, int]]] = {}
-    for way, training in trainings.items():
-        training.want_gradients()
-        # The first of them compile and make the state.
-        counts[way] = [training.count(tokens) for _ in range(counted)]
-    standard = trainings["standard"]
-    standard.want_gradients()
-    share = product_share(lambda: standard.step(tokens), device, n_steps=2)
-    seconds: dict[str, list[float]] = {way: [] for way in trainings}
-    dropped: dict[str, list[float]] = {way: [] for way in trainings}
-    for _ in range(rounds):
+    moments: dict[str, int] = {}
+    parameters: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {way: [] for way in names}
+    dropped: dict[str, list[float]] = {way: [] for way in names}
+    for together in [[way] for way in names] if apart else [names]:
+        trainings = {way: Training(model, known[way], n_layers) for way in together}
         for way, training in trainings.items():
             training.want_gradients()
-            dropped[way].append(training.dropped())
-            wait(device)
-            start = time.perf_counter()
-            training.step(tokens)
-            wait(device)
-            seconds[way].append(time.perf_counter() - start)
+            # The first of them compile and make the state.
+            counts[way] = [training.count(tokens) for _ in range(counted)]
+            moments[way] = training.moments()
+            parameters[way] = sum(param.nbytes for param in training.model.parameters())
+        if "standard" in trainings:
+            standard = trainings["standard"]
+            standard.want_gradients()
+            share = product_share(lambda step=standard.step: step(tokens), device, n_steps=2)
+            del standard
+        for _ in range(rounds):
+            for way, training in trainings.items():
+                training.want_gradients()
+                dropped[way].append(training.dropped())
+                wait(device)
+                start = time.perf_counter()
+                training.step(tokens)
+                wait(device)
+                seconds[way].append(time.perf_counter() - start)
+        del trainings, training  # their moments make room for the next
     costs = []
-    for way, training in trainings.items():
+    for way in names:
         pairs = zip(seconds[way], seconds["standard"], strict=True)
         ratios = [ours / theirs for ours, theirs in pairs]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
@@ -317,9 +297,9 @@ def measure(
                 low=low,
                 high=high,
                 operations=statistics.mean(operations),
-                parameters=sum(param.nbytes for param in training.model.parameters()),
+                parameters=parameters[way],
                 gradients=max(gradients),
-                moments=training.moments(),
+                moments=moments[way],
                 saved=max(saved),
             )
         )
@@ -336,22 +316,29 @@ def main(arguments: Sequence[str] | None = None) -> list[Cost]:
     """Measure, print the table, write the record."""
     known = list(ways(12))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", help="folder of the encoder")
+    parser.add_argument("--model", help=f"folder of the encoder, or {', '.join(SIZES)}")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch", type=int, nargs=2, default=(16, 64))
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--vocabulary", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, nargs=2, help="default: the model's")
+    for name in ("--layers", "--width", "--vocabulary"):
+        parser.add_argument(name, type=int, help="of random weights; default: the model's")
     parser.add_argument("--ways", nargs="+", choices=known, default=known, help="LoRA needs peft")
+    parser.add_argument("--apart", action="store_true", help="where memory holds one way's moments")
     parser.add_argument("--output", help="file for the record, JSON")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     size = args.layers, args.width, args.vocabulary
     costs = []
-    for name, body in (("encoder", encoder(args.model, *size)), ("decoder", decoder(*size))):
+    batch = args.batch or SIZES.get(args.model, SIZES["encoder"]).batch
+    for name, body in bodies(args.model, size, args.device):
         costs += measure(
-            name, body, args.ways, device=args.device, rounds=args.rounds, batch=args.batch
+            name,
+            body,
+            args.ways,
+            device=args.device,
+            rounds=args.rounds,
+            batch=batch,
+            apart=args.apart,
         )
     columns = ["model", "way", "dropped", "s/step", "ratio", "quartiles", "at best", "operations"]
     columns += ["gradients", "moments", "saved MB"]
@@ -370,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cost]:
     if args.output:
         record = {
             **origin(torch.device(args.device)),
-            "batch": list(args.batch),
+            "batch": list(batch),
             "rounds": args.rounds,
             "costs": [asdict(cost) for cost in costs],
         }

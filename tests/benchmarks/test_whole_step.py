@@ -55,6 +55,17 @@ def test_a_record_says_where_it_comes_from(costs):
     assert len(record["costs"]) == len(found) and {"machine", "versions", "commit"} <= set(record)
 
 
+def test_ways_apart_count_what_ways_together_do():
+    """On a model of a named size, in bfloat16: order and memory differ, no count does."""
+    chosen = ["--model", "decoder-7b", *SIZE, "--rounds", "2", "--ways", "lisa", "upper-half"]
+    together, apart = (whole_step.main([*chosen, *flags]) for flags in ([], ["--apart"]))
+    names = ("model", "way", "operations", "parameters", "gradients", "moments", "saved")
+    for first, second in zip(together, apart, strict=True):
+        assert all(getattr(first, name) == getattr(second, name) for name in names)
+    assert [cost.way for cost in apart] == ["standard", "lisa", "upper-half"]
+    assert apart[0].moments == 4 * apart[0].parameters  # two of float32 for each bfloat16
+
+
 def test_adapters_are_trained_alone():
     """Two factors of rank 8 for each matrix of 4 layers, and the head's 33: nothing else moves."""
     pytest.importorskip("peft", reason="peft is not installed")
