@@ -80,7 +80,7 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
                 f"{origin}: unknown setting {brief(name)}; known: {', '.join(SETTINGS)}"
                 f"{meant(name, SETTINGS)}"
             )
-        if not _fits(value, types_[name]):
+        if not fits(value, types_[name]):
             wanted = getattr(types_[name], "__name__", str(types_[name]))
             raise ValueError(
                 f"{origin}: a setting has the wrong type ({name}: expected {wanted}, "
@@ -98,16 +98,16 @@ def make_config(values: Mapping[str, Any], origin: str) -> FinetuneConfig:
     return config
 
 
-def _fits(value: object, hint: Any) -> bool:
+def fits(value: object, hint: Any) -> bool:
     """Return whether a value is of the type that a field is annotated with.
 
     Numbers and texts are such as the system takes: of 64 bits, without NUL or half characters.
     """
     if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
+        return any(fits(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
         of = get_args(hint)[0]
-        return isinstance(value, list | tuple) and all(_fits(item, of) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, of) for item in value)
     if isinstance(value, bool):  # which Python counts among the integers
         return hint is bool
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:

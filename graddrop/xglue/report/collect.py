@@ -12,6 +12,7 @@ from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS, drop_probs_of
 from graddrop.xglue.mini import is_mini_xglue
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
+from graddrop.xglue.training.result_form import problem_of
 from graddrop.xglue.training.run_folder import (
     CONFIG_FILE,
     FAILURE_FILE,
@@ -24,7 +25,6 @@ from graddrop.xglue.training.score_file import ScoreFile, result_of
 _IDENTITY = frozenset(
     ("task", "method", "drop_prob", "seed", "lr", "data", "model", "evaluate", *KNOBS)
 )
-_NEEDED = ("task", "config", "data", "metric", "scores", "history", "seconds", "versions")
 
 
 class ReportError(ValueError):
@@ -278,18 +278,9 @@ def _name(path: Path, folder: Path) -> str:
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:
     """Refuse what `graddrop finetune` did not write."""
-    missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise ReportError(
-            f"{path}: expected the result of a fine-tuning run, found no {missing[0]!r}; "
-            "move the file away"
-        )
-    config = result["config"]
-    for key, table in (("task", TASKS), ("method", METHODS)):
-        if config.get(key) not in table:
-            raise ReportError(
-                f"{path}: unknown {key} {config.get(key)!r}; expected one of {', '.join(table)}"
-            )
+    problem = problem_of(result)
+    if problem is not None:
+        raise ReportError(f"{path}: {problem}; move the file away")
     return result
 
 

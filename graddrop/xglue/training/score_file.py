@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graddrop.xglue.config import BYSTANDERS, KNOBS, FinetuneConfig
+from graddrop.xglue.training.result_form import problem_of
 from graddrop.xglue.training.run_folder import RunFolderError
 
 _OWN = ("task", "method", "drop_prob", "lr", "seed")
@@ -109,7 +110,7 @@ def result_of(row: Mapping[str, Any]) -> dict[str, Any]:
         **{name: row.get(name) for name in kept},
         **{name: row.get(name) for name in ("seconds", "commit", "versions")},
         "config": config,
-        "data": config["data"],
+        "data": config.get("data"),
         "history": [],
     }
 
@@ -147,7 +148,7 @@ def _defaults() -> dict[str, Any]:
 def _checked(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{where}: expected JSON ({error}); remove the line") from error
     missing = [name for name in _NEEDED if not isinstance(row, dict) or name not in row]
     if missing:
@@ -155,4 +156,6 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
     for name in ("knobs", "settings", "scores", "seconds", "versions"):
         if not isinstance(row[name], dict):
             raise RunFolderError(f"{where}: {name}: expected a table, got {row[name]!r}")
+    if problem := problem_of(result_of(row)):
+        raise RunFolderError(f"{where}: {problem}; remove the line")
     return row

@@ -112,6 +112,8 @@ def test_a_setting_that_a_line_does_not_know_had_its_default(tmp_path: Path) -> 
         (b"[1]\n", "runs.jsonl:1: expected a finished run, found no 'task'"),
         (b"{}\n", "runs.jsonl:1: expected a finished run, found no 'task'"),
         (b"\xff\n", "runs.jsonl:1: expected JSON"),
+        (b"[" * 100_000 + b"\n", "runs.jsonl:1: expected JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}\n", "runs.jsonl:1: expected JSON"),
     ],
 )
 def test_what_is_no_line_of_a_run_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -126,3 +128,8 @@ def test_what_is_no_line_of_a_run_is_named(tmp_path: Path, content: bytes, messa
     path.write_text(json.dumps(row_of(finished(CONFIG)) | {"scores": 3}) + "\n")
     with pytest.raises(RunFolderError, match="runs.jsonl:1: scores: expected a table, got 3"):
         ScoreFile(path)
+    row = row_of(finished(CONFIG))
+    for part, value in {"lr": "x", "metric": [], "settings": {}, "task": {}, "seed": None}.items():
+        path.write_text(json.dumps(row) + "\n" + json.dumps(row | {part: value}) + "\n")
+        with pytest.raises(RunFolderError, match="runs.jsonl:2: .*(expected|unknown)"):
+            ScoreFile(path)
