@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from helpers.processes import gang
 from helpers.small_runs import make_grad, make_params, params_of
 from torch.distributed.checkpoint import state_dict as checkpoint
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,7 +17,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from graddrop import FusedGradDropAdamW
 from graddrop.mask_makers import broadcast_masks
 
-N_PROCESSES = 4
 # Rows that four processes share unevenly; one row, so that some have none; a vector beyond a tile.
 SHAPES = {"uneven": (5, 12), "one": (1, 9), "vector": (1030,), "three": (4, 3, 5)}
 KNOBS = {"lr": 1e-2, "drop_prob": 1.0, "weight_decay": 0.1, "max_grad_norm": 0.1}
@@ -170,13 +168,6 @@ def check_masks_of_the_first():
     assert all(torch.equal(found[name], first[name]) for name in SHAPES)
     assert found["uneven"].dtype == torch.bool
     assert rank == 0 or not torch.equal(own["uneven"], first["uneven"])  # control
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Four processes, for all tests of this module."""
-    with gang(N_PROCESSES) as running:
-        yield running
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -1,6 +1,5 @@
 """The same masks under any sharding: shards on gloo processes against one process, bit for bit."""
 
-import copy
 import itertools
 import warnings
 from unittest import mock
@@ -8,103 +7,37 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.layered_net import Net, make_net, train_net
-from helpers.processes import gang
-from helpers.small_runs import assert_same, make_grad, make_params, params_of, snapshot
+from helpers.sharded_runs import (
+    N_PROCESSES,
+    N_STEPS,
+    SHAPES,
+    assert_shards_are,
+    in_one_process,
+    make_optimizer,
+    place_like,
+    train,
+    values_of,
+)
+from helpers.small_runs import assert_same, make_grad, params_of, snapshot
 from torch.distributed.checkpoint import state_dict as checkpoint
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import (
     DTensor,
     Partial,
     Replicate,
     Shard,
-    distribute_tensor,
 )
 
 import graddrop
 from graddrop import FusedGradDropAdamW, graddrop_adamw_
 
-N_PROCESSES = 4
-N_STEPS = 2
-# Rows that four processes share unevenly; one row, and six, so that some shards are empty; a
-# vector; an odd matrix; three dimensions.
-SHAPES = {"uneven": (5, 12), "one": (1, 9), "six": (6, 8), "vector": (1030,), "odd": (7, 33)}
-SHAPES |= {"three": (4, 3, 5)}
 MASKS = [
     {"granularity": "element", "site": "freeze"},
     {"granularity": "row", "site": "grad"},
     {"granularity": "tensor", "site": "update"},
     {"granularity": "element", "site": "update", "rescale": "alignment"},
 ]
-
-
-def values_of(shapes=SHAPES):
-    """Values of the whole parameters."""
-    params = make_params(tuple(shapes.values()))
-    return {name: param.detach() for name, param in zip(shapes, params, strict=True)}
-
-
-def make_optimizer(params, backend, **knobs):
-    """The optimizer, of whole parameters or of shards."""
-    knobs = {"lr": 1e-2, "weight_decay": 0.1, "drop_prob": 0.5, "seed": 7} | knobs
-    return FusedGradDropAdamW(params, backend=backend, **knobs)
-
-
-def train(optimizer, steps=N_STEPS, place=None):
-    """Step on given gradients, sharded as their parameters, or as ``place`` says."""
-    for step in range(steps) if isinstance(steps, int) else steps:
-        for index, param in enumerate(params_of(optimizer)):
-            whole = torch.empty(param.shape)  # of a DTensor too
-            grad = make_grad(whole, index, step)
-            if isinstance(param, DTensor):
-                grad = (place or place_like)(grad, param.device_mesh, param.placements)
-            param.grad = grad
-        optimizer.step()
-
-
-def in_one_process(backend, steps=N_STEPS, **knobs):
-    """What one process makes of the whole parameters."""
-    optimizer = make_optimizer(
-        [torch.nn.Parameter(v) for v in values_of().values()], backend, **knobs
-    )
-    train(optimizer, steps)
-    return optimizer
-
-
-def place_like(whole, mesh, placements):
-    """This process's part of a tensor that all have; nothing is sent."""
-    return distribute_tensor(whole, mesh, placements, src_data_rank=None)
-
-
-def assert_shards_are(optimizer, expected, exact):
-    """The shards' parameters, moments and next masks are parts of those of one process.
-
-    The compiled kernels are exact to the last bit, but for alignments, whose sums round as shards
-    lie; torch's own loops, of which the reference is made, round the last few entries of a tensor
-    differently, wherever that ends.
-    """
-    for param, whole in zip(params_of(optimizer), params_of(expected), strict=True):
-        state, whole_state = optimizer.state[param], expected.state[whole]
-        pairs = [(param, whole)] + [
-            (state[key], whole_state[key]) for key in ("exp_avg", "exp_avg_sq")
-        ]
-        same_bits = exact and "alignment" not in whole_state
-        tolerance = {"rtol": 0, "atol": 0} if same_bits else {"rtol": 1e-6, "atol": 1e-9}
-        for shard, tensor in pairs:
-            part = place_like(tensor.detach(), param.device_mesh, param.placements)
-            torch.testing.assert_close(shard.detach().to_local(), part.to_local(), **tolerance)
-        assert state["exp_avg"].placements == param.placements
-        assert state["step"] == whole_state["step"]
-        if "alignment" in whole_state:
-            close = {"rtol": 0, "atol": 1e-7}
-            torch.testing.assert_close(state["alignment"], whole_state["alignment"], **close)
-            everywhere = [torch.zeros(()) for _ in range(dist.get_world_size())]
-            dist.all_gather(everywhere, state["alignment"])
-            assert len(set(map(float, everywhere))) == 1
-        keep = place_like(expected.keep_mask(whole), param.device_mesh, param.placements)
-        assert torch.equal(optimizer.keep_mask(param), keep.to_local())
 
 
 def check_placements(backend, mesh_shape, placements):
@@ -220,140 +153,6 @@ def check_norms_of_a_mesh(backend):
         torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm)
 
 
-def check_norms_split_by_hand(backend, max_norm=0.1):
-    """Each process holds some parameters, one of them none: the norm is that of all."""
-    whole = in_one_process(backend, max_grad_norm=max_norm, eps=1e-2)
-    owned = [index for index in range(len(SHAPES)) if index % 3 == dist.get_rank()]
-    params = [torch.nn.Parameter(value) for value in values_of().values()]
-    own = [params[index] for index in owned]
-    for group in (None, dist.group.WORLD):
-        optimizer = make_optimizer(
-            [{"params": own, "stream_ids": owned}],
-            backend,
-            max_grad_norm=max_norm,
-            norm_group=group,
-            eps=1e-2,
-        )
-        for step in range(N_STEPS):
-            for index, param in enumerate(params):
-                param.grad = make_grad(param, index, step)
-            optimizer.step()
-        if group is None:  # control: a norm of its own, None where there is no gradient
-            assert optimizer.grad_norm is None or optimizer.grad_norm < 0.9 * whole.grad_norm
-            for param, value in zip(params, values_of().values(), strict=True):
-                param.data.copy_(value)
-    torch.testing.assert_close(float(optimizer.grad_norm), float(whole.grad_norm))
-    for index in owned:
-        torch.testing.assert_close(params[index], params_of(whole)[index], rtol=1e-5, atol=1e-7)
-
-
-def check_zero_redundancy(backend):
-    """Arguments of the whole optimizer arrive; the norm of all parameters is the bound."""
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
-
-    params = [torch.nn.Parameter(value) for value in values_of().values()]
-    arguments = {
-        "max_grad_norm": 0.1,
-        "masked_norm": False,
-        "norm_group": dist.group.WORLD,
-        "state_dtype": torch.bfloat16,
-        "backend": backend,
-        "drop_prob": 0.25,
-    }
-    zero = ZeroRedundancyOptimizer(params, FusedGradDropAdamW, **arguments)
-    whole = make_optimizer([p.detach().clone().requires_grad_() for p in params], backend, lr=1e-3)
-    whole.max_grad_norm = 0.1
-    train(whole)
-    for step in range(N_STEPS):
-        for index, param in enumerate(params):
-            param.grad = make_grad(param, index, step)
-        zero.step()
-    torch.testing.assert_close(float(zero.optim.grad_norm), float(whole.grad_norm))
-    assert (zero.optim._backend, zero.optim._state_dtype) == (backend, torch.bfloat16)
-    assert all(group["drop_prob"] == 0.25 for group in zero.optim.param_groups)
-    # What holds for all groups is in none of them, so that a state goes anywhere.
-    saved = zero.optim.state_dict()
-    assert not arguments.keys() - {"drop_prob"} & saved["param_groups"][0].keys()
-    with pytest.raises(ValueError, match="expected backend as an argument of the optimizer"):
-        make_optimizer([{"params": [torch.ones(2)], "backend": "triton"}], backend)
-
-
-def check_consolidated_zero(backend):
-    """A consolidated state brings all processes the groups of the first: who has others is told.
-
-    torch puts them into the groups by hand, so that the next step is the first to see them.
-    """
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
-
-    params = [torch.nn.Parameter(value) for value in values_of().values()]
-    zero = ZeroRedundancyOptimizer(params, FusedGradDropAdamW, backend=backend)
-
-    def step(number):
-        for index, param in enumerate(params):
-            param.grad = make_grad(param, index, number)
-        zero.step()
-
-    step(0)
-    zero.consolidate_state_dict(to=0)
-    sent = [zero.state_dict() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(sent)
-    zero.load_state_dict(sent[0])
-    own, first = (len(zero._partition_parameters()[r][0]["params"]) for r in (dist.get_rank(), 0))
-    before = snapshot(zero.optim)
-    if own == first:
-        zero.optim.step()  # alone: the others would be waited for
-        assert zero.optim.param_groups[0]["stream_ids"] == list(range(own))
-        return
-    assert dist.get_rank() > 0
-    message = f"expected {own} stream_ids in param group 0, .* got {first}: .*ZeRO.*fully_shard"
-    with pytest.raises(ValueError, match=message):
-        zero.optim.step()
-    assert_same(snapshot(zero.optim), before)
-
-
-def check_consolidated_seeds(backend):
-    """Where the lists fit, the first process's seed is told, and set again it is the same run."""
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it is loaded
-
-    rank = dist.get_rank()
-
-    def make():
-        params = [torch.nn.Parameter(torch.full((33,), float(i))) for i in range(2 * N_PROCESSES)]
-        zero = ZeroRedundancyOptimizer(
-            params, FusedGradDropAdamW, backend=backend, seed=rank, site="freeze"
-        )
-        assert zero.optim.param_groups[0]["stream_ids"] == [0, 1]
-        return params, zero
-
-    def step(params, zero, number):
-        for index, param in enumerate(params):
-            param.grad = make_grad(param, index, number)
-        zero.step()
-
-    params, zero = make()
-    step(params, zero, 0)
-    zero.consolidate_state_dict(to=0)
-    sent = [zero.state_dict() if rank == 0 else None]
-    dist.broadcast_object_list(sent)
-    resumed, fresh = make()
-    for param, value in zip(resumed, params, strict=True):
-        param.data.copy_(value)
-    fresh.load_state_dict(copy.deepcopy(sent[0]))  # torch would share its tensors
-    if rank:
-        for index, param in enumerate(resumed):
-            param.grad = make_grad(param, index, 1)
-        before = snapshot(fresh.optim)
-        with pytest.raises(ValueError, match=f"seed {rank} that param group 0 has had, got 0"):
-            fresh.optim.step()  # alone: it ends before the others are waited for
-        assert_same(snapshot(fresh.optim), before)
-    fresh.param_groups[0]["seed"] = rank
-    for number in (1, 2):
-        step(params, zero, number)
-        step(resumed, fresh, number)
-    assert_same(resumed, params)
-    assert len({tuple((p != i).tolist()) for i, p in enumerate(params)}) == len(params)
-
-
 def check_gradients_placed_otherwise(backend):
     """A gradient whose reduction is pending, or that is replicated, is that gradient."""
     mesh = init_device_mesh("cpu", (N_PROCESSES,))
@@ -459,24 +258,6 @@ def check_distributed_checkpoint(backend, options):
     )
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Four processes, for all tests of this module."""
-    with gang(N_PROCESSES) as running:
-        yield running
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request):
-    """The backends that run on processes without GPUs."""
-    if request.param == "cpu":
-        from graddrop.kernels.cpu import binding
-
-        if not binding.LIBRARY.exists():
-            pytest.skip(f"{binding.LIBRARY} is not built")
-    return request.param
-
-
 @pytest.mark.parametrize(
     "mesh_shape, placements",
     [
@@ -488,9 +269,9 @@ def backend(request):
     ],
     ids=str,
 )
-def test_shards_step_as_one_process(processes, backend, mesh_shape, placements):
+def test_shards_step_as_one_process(processes, process_backend, mesh_shape, placements):
     """Given the same gradients, shards add up to one process, to the last bit."""
-    processes.run(check_placements, backend, mesh_shape, placements)
+    processes.run(check_placements, process_backend, mesh_shape, placements)
 
 
 @pytest.mark.parametrize(
@@ -500,17 +281,13 @@ def test_shards_step_as_one_process(processes, backend, mesh_shape, placements):
         check_fsdp_over_tensor_parallel,
         check_training,
         check_norms_of_a_mesh,
-        check_norms_split_by_hand,
-        check_zero_redundancy,
-        check_consolidated_zero,
-        check_consolidated_seeds,
         check_gradients_placed_otherwise,
         check_a_wrong_place,
     ],
 )
-def test_sharded_training_is_that_of_one_process(processes, backend, check):
+def test_sharded_training_is_that_of_one_process(processes, process_backend, check):
     """What fully_shard, tensor parallelism and pending reductions make of it; and a control."""
-    processes.run(check, backend)
+    processes.run(check, process_backend)
 
 
 def test_a_pending_parameter_is_refused(processes):
@@ -528,9 +305,9 @@ def test_the_function_refuses_dtensors(processes):
     [{}, {"full_state_dict": True}, {"flatten_optimizer_state_dict": True}],
     ids=str,
 )
-def test_distributed_checkpoints_hold_everything(processes, backend, options):
+def test_distributed_checkpoints_hold_everything(processes, process_backend, options):
     """torch.distributed.checkpoint's state dicts carry groups, counters and moments."""
-    processes.run(check_distributed_checkpoint, backend, options)
+    processes.run(check_distributed_checkpoint, process_backend, options)
 
 
 def test_the_checks_can_fail(processes):
@@ -595,64 +372,3 @@ def test_the_function_steps_shards_as_the_whole(cut, granularity, request):
             torch.testing.assert_close(part, whole[where], rtol=tolerance, atol=0)
             assert torch.equal(part != before[where], (whole != before)[where])
         assert not torch.equal(whole, before) or granularity == "tensor"
-
-
-def run_net(wrap, skip, **knobs):
-    """The local state after some steps of a wrapped model, each process with its own batches."""
-    rank = dist.get_rank()
-    model, optimizer = make_net(net=lambda: wrap(Net()), **knobs)
-    train_net(model, optimizer, skip, micros=range(rank, rank + 1))
-    tensors = [
-        *model.parameters(),
-        *(s for state in optimizer.state.values() for s in state.values()),
-    ]
-    return [getattr(tensor, "_local_tensor", tensor).detach().clone() for tensor in tensors]
-
-
-def check_ddp_skips(find_unused):
-    """Whole parameters, on every process."""
-
-    def wrap(net):
-        return torch.nn.parallel.DistributedDataParallel(net, find_unused_parameters=find_unused)
-
-    assert_same(*(run_net(wrap, skip) for skip in (False, True)))
-
-
-def test_ddp_may_skip_what_is_dropped(processes):
-    """The training is the same; without find_unused_parameters DDP itself stops."""
-    processes.run(check_ddp_skips, True)
-    with pytest.raises(AssertionError, match="find_unused_parameters=True"):
-        processes.run(check_ddp_skips, False)
-
-
-def check_fsdp_skips(knobs):
-    """Each layer is a unit of its own, computes in bfloat16 and is reduced in float32."""
-    reduced, reduce = set(), FSDPParamGroup.post_backward
-
-    def note(self, *arguments):
-        reduced.add(self._reduce_dtype)
-        return reduce(self, *arguments)
-
-    def wrap(net):
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for layer in net.layers:
-            fully_shard(layer, mp_policy=policy)
-        return fully_shard(net, mp_policy=policy)
-
-    FSDPParamGroup.post_backward = note
-    try:
-        full, skipped = (run_net(wrap, skip, **knobs) for skip in (False, True))
-    finally:
-        FSDPParamGroup.post_backward = reduce
-    assert_same(full, skipped)
-    assert reduced == {torch.float32}
-
-
-def test_fsdp2_may_skip_what_is_dropped(processes):
-    """Even a unit that the first step drops as a whole is reduced in the dtype that was asked for.
-
-    FSDP2 looks at its first forward pass for it, among what needs a gradient.
-    """
-    knobs = {"drop_prob": 0.6}
-    assert make_net(**knobs)[1].dropped_layers()
-    processes.run(check_fsdp_skips, knobs)
