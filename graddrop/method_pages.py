@@ -105,6 +105,11 @@ def page(name: str) -> str:
         lines += ["What to know: " + preset.differs + ".", ""]
     if preset.reported:
         lines += ["## Reported", "", f"{preset.reported[0].upper()}{preset.reported[1:]}.", ""]
+    found = "[what we found](../evidence.md)"
+    measured = f"Its scores stand in {found}, beside standard fine-tuning's."
+    if not preset.measured:
+        measured = f"No training with it is among {found} yet."
+    lines += ["## Measured", "", measured, ""]
     lines += ["## Cost", "", _cost(knobs, preset.made), "", "## Use", "", _use(name, preset)]
     return "\n".join(lines)
 

@@ -38,6 +38,7 @@ class Preset:
         differs: where this implementation is not the published one; empty: nowhere that we know.
         categories: whether each category of a layer's parameters drops its own share
             (``graddrop.categories``).
+        measured: whether our own study has trained with it (docs/evidence).
         test: the one that holds it to its law, as ``file.py::function`` of ``tests/optimizer``.
         reported: what others found with it, and where they say so.
     """
@@ -49,6 +50,7 @@ class Preset:
     made: Made | None = None
     reported: str = ""
     categories: bool = False
+    measured: bool = False
     test: str = ""
 
 
@@ -67,18 +69,21 @@ PRESETS: Mapping[str, Preset] = {
     "graddrop": Preset(
         _GRADDROP,
         "entries of gradients are zero with probability p at each step",
+        measured=True,
         test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "graddrop-epoch": Preset(
         _GRADDROP,
         "entries of gradients are zero for an epoch",
         {"period": "epoch"},
+        measured=True,
         test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "layer-graddrop": Preset(
         _GRADDROP,
         "gradients of whole layers are zero at each step",
         {"granularity": "layer"},
+        measured=True,
         test="test_presets.py::test_adamw_gets_masked_gradients",
     ),
     "child-tuning-f": Preset(
@@ -144,8 +149,7 @@ PRESETS: Mapping[str, Preset] = {
         "Muon's, for 1B parameters pretrained. A comment of March 2026 in that pull request, which "
         "has SkipUpdate and Magma, on Muon and NorMuon, and without saying which of them was run, "
         'has it "somewhat worse" than NorMuon in modded-nanogpt, and a run of 1B parameters and '
-        '100B tokens that "started out superior but gradually fell behind". We have measured no '
-        "training with it",
+        '100B tokens that "started out superior but gradually fell behind"',
         test="test_presets.py::test_magma_scales_steps_by_agreement",
     ),
     "random-masking": Preset(

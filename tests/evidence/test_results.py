@@ -10,6 +10,7 @@ from helpers.root import ROOT
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
+from graddrop.methods import PRESETS
 from graddrop.xglue.report import write_report
 from graddrop.xglue.report.document import Paragraph
 
@@ -32,6 +33,15 @@ def report(tmp_path_factory):
 def test_the_tables_are_those_of_the_scores(report):
     """The committed page is what the command makes of the committed scores."""
     assert (EVIDENCE / "results.md").read_text(encoding="utf-8") == report[1]
+
+
+def test_pages_of_methods_say_what_was_measured():
+    """Those of the committed scores, and no other."""
+    lines = (EVIDENCE / "runs.jsonl").read_text("utf-8").splitlines()
+    trained = {json.loads(line)["method"] for line in lines}
+    assert {name for name in PRESETS if name in trained} == {
+        name for name, preset in PRESETS.items() if preset.measured
+    }
 
 
 @pytest.mark.parametrize("page", ["docs/evidence.md", "README.md"])

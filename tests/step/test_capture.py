@@ -36,7 +36,13 @@ def captured_step(optimizer):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize(
-    "knobs", [{}, {"max_grad_norm": 1.0}, {"site": "update", "rescale": "alignment"}]
+    "knobs",
+    [
+        {},
+        {"max_grad_norm": 1.0},
+        {"site": "update", "rescale": "alignment"},
+        {"granularity": "tensor", "select": "shuffled"},
+    ],
 )
 def test_replays_of_a_graph_are_steps(knobs):
     """Each replay of a captured step draws the next mask, as the eager step does."""

@@ -21,10 +21,14 @@ from graddrop.testing import BF16, F16, F32
 SHAPES = ((5, 7), (1030,), (6, 4))
 
 
-def run(backend, device, steps=3, dtype=BF16, **knobs):
-    """Parameters and state after some steps with stochastic rounding."""
+def run(backend, device, steps=3, dtype=BF16, loaded=False, **knobs):
+    """Parameters and state after some steps with stochastic rounding, and masks that are loaded."""
     knobs = {"stochastic_rounding": True} | knobs
     optimizer = make_optimizer(backend, device, SHAPES, dtype, **knobs)
+    if loaded:
+        generator = torch.Generator().manual_seed(0)
+        keeps = [torch.rand(shape, generator=generator) < 0.5 for shape in SHAPES]
+        optimizer.load_masks(dict(zip(params_of(optimizer), keeps, strict=True)))
     train(optimizer, steps)
     return snapshot(optimizer)
 
@@ -99,7 +103,9 @@ def test_every_nan_stays_one(backend, device, bits, stochastic, moments):
     assert all(t.isnan().all() for t in (param, state["exp_avg"], state["exp_avg_sq"]))
 
 
-@pytest.mark.parametrize("knobs", [{}, {"drop_prob": 0.0}, {"granularity": "row"}], ids=str)
+@pytest.mark.parametrize(
+    "knobs", [{}, {"drop_prob": 0.0}, {"granularity": "row"}, {"loaded": True}], ids=str
+)
 @pytest.mark.parametrize("site", ["grad", "update", "freeze"])
 def test_every_backend_rounds_with_the_same_bits(backend, device, site, knobs):
     """Parameters differ from the reference's in a few roundings, those of moments' last places."""

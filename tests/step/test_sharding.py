@@ -36,6 +36,7 @@ MASKS = [
     {"granularity": "element", "site": "freeze"},
     {"granularity": "row", "site": "grad"},
     {"granularity": "tensor", "site": "update"},
+    {"granularity": "tensor", "select": "shuffled", "site": "freeze"},
     {"granularity": "element", "site": "update", "rescale": "alignment"},
 ]
 
