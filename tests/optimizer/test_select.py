@@ -160,6 +160,12 @@ def test_groups_that_disagree_are_counted_apart():
         optimizer.param_groups[1][knob] = value
         parts = [tuple(moved_layers(optimizer, step)) for step in range(4)]
         assert any(weights != biases for weights, biases in parts)
+        # With layers of its own each of them keeps its number at every step.
+        optimizer = layered("exact")
+        optimizer.param_groups[1].update({"layers": [*range(5, 10)], knob: value})
+        numbers = [2, 4 if knob == "drop_prob" else 2]
+        for step in range(6):
+            assert list(map(len, moved_layers(optimizer, step))) == numbers
 
 
 def test_layers_and_tensors_are_counted_apart():

@@ -121,8 +121,12 @@ def test_every_backend_rounds_with_the_same_bits(backend, device, site, knobs):
     assert share_that_differs(nearest, reference) > 0.1  # control: the bits matter
 
 
-def test_the_bits_are_those_of_the_contract(backend, device):
-    """Element rule, stream id + 3 * 2**30, draw = steps finished: recomputed here by hand."""
+@pytest.mark.parametrize("steps_finished", [0, 7, (1 << 32) + 7])
+def test_the_bits_are_those_of_the_contract(backend, device, steps_finished):
+    """Element rule, stream id + 3 * 2**30, draw = steps finished: recomputed here by hand.
+
+    Draws have 32 bits and begin anew.
+    """
     param = torch.nn.Parameter(torch.ones(1100, dtype=BF16, device=device))
     optimizer = FusedGradDropAdamW(
         [{"params": [param], "stream_ids": [9]}],
@@ -133,9 +137,11 @@ def test_the_bits_are_those_of_the_contract(backend, device):
         stochastic_rounding=True,
         backend=backend,
     )
+    optimizer.param_groups[0]["steps_finished"] = steps_finished
     param.grad = torch.ones_like(param)
     optimizer.step()
-    bits = random_u16(torch.arange(1100), stream=ROUNDING_STREAM + 9, seed=11, draw=0)
+    draw = steps_finished % (1 << 32)
+    bits = random_u16(torch.arange(1100), stream=ROUNDING_STREAM + 9, seed=11, draw=draw)
     # 1 - lr lies at 3/4 between its neighbours 1 - 2**-8 and 1
     assert torch.equal(param.detach().cpu() == 1, bits >= 16384)
 
