@@ -1,31 +1,26 @@
 """What each PTX instruction computes, on arrays of one value per thread.
 
 Section numbers are those of "Instruction Set" in NVIDIA's PTX ISA. Results are exactly rounded
-where PTX says so. Where it allows an error, a `Lean` chooses one within what is allowed.
+where PTX says so.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from .approximate import (
+    Lean,
+    div_full,
+    exact,
+    flush,
+    rcp_approx,
+    rcp_approx_ftz_f64,
+    sqrt_approx,
+)
+from .dtypes import SIGNED, UNSIGNED, Array, numpy_type
 from .program import BITS
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Lean = Callable[[Array], Array]  # result as float32 -> -1, 0 or 1: down, exactly rounded, up
-
-UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
-FLOAT = {16: np.float16, 32: np.float32, 64: np.float64}
-
-
-def numpy_type(kind: str) -> type:
-    """The numpy type of a PTX type: "u32", "b32", "s32", "f32", "pred"."""
-    if kind == "pred":
-        return np.bool_
-    return {"s": SIGNED, "f": FLOAT}.get(kind[0], UNSIGNED)[BITS[kind]]
 
 
 @dataclass(frozen=True)
@@ -41,30 +36,6 @@ class Operation:
     result: str
     operands: tuple[str, ...]
     compute: Callable[..., Array]
-
-
-def exact(result: Array) -> Array:
-    """Approximate instructions round exactly."""
-    return np.zeros(result.shape, np.int64)
-
-
-def up(result: Array) -> Array:
-    """They err upward as far as PTX allows."""
-    return np.ones(result.shape, np.int64)
-
-
-def down(result: Array) -> Array:
-    """They err downward as far as PTX allows."""
-    return -np.ones(result.shape, np.int64)
-
-
-def either(result: Array) -> Array:
-    """They err up or down: a fixed function of the result, as in hardware."""
-    mixed = result.view(np.uint32).astype(np.uint64) * np.uint64(2654435761)
-    return np.where((mixed >> np.uint64(7)) & np.uint64(1), 1, -1)
-
-
-LEANS: dict[str, Lean] = {"exact": exact, "up": up, "down": down, "either": either}
 
 
 def operation(opcode: tuple[str, ...], lean: Lean = exact) -> Operation:
@@ -252,12 +223,12 @@ def _float_operation(name: str, modifiers: list[str], kind: str, lean: Lean) -> 
     }
     if kind == "f32":
         table |= {
-            ("sqrt", "approx"): partial(_sqrt_approx, lean),
-            ("div", "full"): partial(_div_full, lean),
-            ("rcp", "approx"): partial(_rcp_approx, lean),
+            ("sqrt", "approx"): partial(sqrt_approx, lean),
+            ("div", "full"): partial(div_full, lean),
+            ("rcp", "approx"): partial(rcp_approx, lean),
         }
     elif (name, rounding) == ("rcp", ["approx"]) and flushes:
-        return Operation(kind, (kind,), _rcp_approx_ftz_f64)
+        return Operation(kind, (kind,), rcp_approx_ftz_f64)
     compute = table[name, *rounding]
     if flushes:
         compute = partial(_flushed, compute)
@@ -267,11 +238,7 @@ def _float_operation(name: str, modifiers: list[str], kind: str, lean: Lean) -> 
 
 def _flushed(compute: Callable[..., Array], *operands: Array) -> Array:
     """`.ftz`: subnormal operands and results are zeros of their sign."""
-    return _flush(compute(*map(_flush, operands)))
-
-
-def _flush(a: Array) -> Array:
-    return np.where(np.abs(a) < np.finfo(a.dtype).tiny, np.copysign(a.dtype.type(0), a), a)
+    return flush(compute(*map(flush, operands)))
 
 
 def _in_pairs(compute: Callable[..., Array], *operands: Array) -> Array:
@@ -326,44 +293,6 @@ def _sum_to_odd(a: Array, b: Array) -> Array:
     even = np.isfinite(total) & np.isfinite(error) & (error != 0) & (bits & 1 == 0)
     away = (error > 0) == (total > 0)
     return np.where(even, bits + np.where(away, 1, -1), bits).view(np.float64)
-
-
-def _approximate(lean: Lean, ideal: Array, allowed: Array) -> Array:
-    """A float32 at most ``allowed`` from ``ideal``, both float64, as far off as ``lean`` wants."""
-    rounded = ideal.astype(np.float32)
-    wanted = lean(rounded)
-    off = (ideal + wanted * allowed).astype(np.float32)
-    beyond = np.abs(off.astype(np.float64) - ideal) > allowed
-    off = np.where(beyond, np.nextafter(off, rounded), off)
-    plain = (wanted == 0) | ~np.isfinite(off) | (rounded == 0)
-    return np.where(plain, rounded, off)
-
-
-def _sqrt_approx(lean: Lean, a: Array) -> Array:
-    """sqrt.approx.f32: relative error up to 2**-23."""
-    root = np.sqrt(a.astype(np.float64))
-    return _approximate(lean, root, root * 2.0**-23)
-
-
-def _div_full(lean: Lean, a: Array, b: Array) -> Array:
-    """div.full.f32: error up to 2 units in the last place."""
-    quotient = a.astype(np.float64) / b.astype(np.float64)
-    ulp = np.spacing(np.abs(quotient.astype(np.float32))).astype(np.float64)
-    return _approximate(lean, quotient, 2 * ulp)
-
-
-def _rcp_approx(lean: Lean, a: Array) -> Array:
-    """rcp.approx.f32: relative error up to 2**-23."""
-    inverse = 1.0 / a.astype(np.float64)
-    return _approximate(lean, inverse, np.abs(inverse) * 2.0**-23)
-
-
-def _rcp_approx_ftz_f64(a: Array) -> Array:
-    """rcp.approx.ftz.f64: of the operand's upper 32 bits, and no more than these are set."""
-    upper = np.uint64(0xFFFFFFFF00000000)
-    high = _flush((np.atleast_1d(a).view(np.uint64) & upper).view(np.float64))
-    inverse = _flush(1.0 / high)
-    return (inverse.view(np.uint64) & upper).view(np.float64).reshape(np.shape(a))
 
 
 # -- conversion (9.7.9) ----------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arithmetic import UNSIGNED, Lean, numpy_type, operation
+from .approximate import Lean
+from .arithmetic import operation
+from .dtypes import UNSIGNED, numpy_type
 from .memory import WARP, n_runs
 from .operands import address_reader, check_width, place_of, reader, registers_of
 from .program import BITS, Instruction, Program

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arithmetic import LEANS
+from .approximate import LEANS
+from .dtypes import Array
 from .instructions import Step, step_of
 from .memory import WARP, Counts, n_runs
 from .program import Program, UnknownInstruction
-from .races import Array, Fault
+from .races import Fault
 from .threads import ALL, Threads
 
 _JUMPS = {"bra", "brx", "ret", "exit", "bar", "barrier"}
@@ -27,7 +28,7 @@ class Rules:
     Attributes:
         order: None: the threads furthest behind run first; else the seed of a random order of
             warps, which change after 1 to 40 instructions.
-        lean: a name in ``arithmetic.LEANS``: how approximate instructions err.
+        lean: a name in ``approximate.LEANS``: how approximate instructions err.
     """
 
     order: int | None = None

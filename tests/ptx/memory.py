@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .arithmetic import UNSIGNED
-from .races import Accesses, Array, Fault, Order
+from .dtypes import UNSIGNED, Array
+from .races import Accesses, Fault, Order
 
 SECTOR = 32  # bytes that a GPU's memory moves at least
 WARP = 32  # threads that execute an instruction together

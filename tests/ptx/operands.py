@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arithmetic import FLOAT, UNSIGNED, numpy_type
+from .dtypes import FLOAT, UNSIGNED, Array, numpy_type
 from .program import BITS, Program
-from .races import Array
 from .threads import SPECIAL, Lanes, Threads
 
 Reader = Callable[[Threads, Lanes], Array]

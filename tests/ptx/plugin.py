@@ -16,7 +16,7 @@ import pytest
 import torch
 
 os.environ["TRITON_INTERPRET"] = "0"  # before anything imports Triton
-from .arithmetic import LEANS
+from .approximate import LEANS
 from .machine import Rules
 
 if TYPE_CHECKING:

@@ -5,11 +5,9 @@ do after it; an atomic that acquires and releases orders what its thread did, or
 before what a thread does after a later atomic on the same address.
 """
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from .dtypes import Array
 
 GRANULE = 2  # bytes: the smallest access to global memory that is written; in shared memory, 1
 _THREAD = 0xFFFFFFFF  # low half of an entry: thread + 1; 0: none

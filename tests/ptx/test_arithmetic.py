@@ -6,7 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from ptx.arithmetic import LEANS, numpy_type, operation
+from ptx.approximate import LEANS
+from ptx.arithmetic import operation
+from ptx.dtypes import numpy_type
 
 
 @pytest.fixture(autouse=True)

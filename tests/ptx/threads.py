@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .arithmetic import numpy_type
+from .dtypes import Array, numpy_type
 from .memory import GARBAGE, WARP, Counts, GlobalMemory, SharedMemory
 from .program import Program
-from .races import Array, Order
+from .races import Order
 
 ALL = slice(None)
 SPECIAL = ("%tid.x", "%ctaid.x", "%ntid.x", "%nctaid.x", "%laneid")  # what tells a thread its place
