@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graddrop.xglue.report.analysis_plan import AnalysisPlan
 from graddrop.xglue.report.collect import Arm, Experiment
@@ -20,6 +20,7 @@ class AtCost:
     Args:
         task: Name of the task.
         arm: What was run.
+        steps: Of its training.
         cost: Of its training, in standard steps.
         score: Official score on test, the mean over seeds.
         standard: That of standard fine-tuning at this cost, over the seeds of `difference`; None
@@ -29,6 +30,7 @@ class AtCost:
 
     task: str
     arm: Arm
+    steps: int
     cost: float
     score: Estimate
     standard: Estimate | None = None
@@ -51,47 +53,41 @@ def frontier(experiment: Experiment, task: str, plan: AnalysisPlan) -> list[AtCo
         Standard fine-tuning first, by cost.
     """
     curve: dict[float, Mapping[int, float]] = {}
+    by_seed: dict[Arm, Mapping[int, float]] = {}
     found = []
     for arm in experiment.arms:
-        cost, scores = (
-            _cost(experiment, task, arm, plan),
-            scores_by_seed(experiment, task, arm, plan),
-        )
-        if cost is None or not scores:
+        per_step, runs = _per_step(arm, plan), experiment.of(task, arm)
+        scores = scores_by_seed(experiment, task, arm, plan)
+        if per_step is None or not scores:
             continue
+        steps = runs[0].result["steps"]
         if arm.method == "standard":
-            curve[cost] = scores
-        found.append((arm, cost, scores))
-    order = sorted(found, key=lambda entry: (entry[0].method != "standard", entry[1]))
-    return [_at_cost(task, *entry, curve) for entry in order]
+            curve[steps] = scores
+        found.append(AtCost(task, arm, steps, per_step * steps, estimate(list(scores.values()))))
+        by_seed[arm] = scores
+    order = sorted(found, key=lambda entry: (entry.arm.method != "standard", entry.cost))
+    return [_beside_curve(entry, by_seed[entry.arm], curve) for entry in order]
 
 
-def _cost(experiment: Experiment, task: str, arm: Arm, plan: AnalysisPlan) -> float | None:
+def _per_step(arm: Arm, plan: AnalysisPlan) -> float | None:
+    if arm.method == "standard":
+        return 1.0
     names = (arm.label, arm.without_settings.label, arm.method)
-    per_step = next((plan.cost[name] for name in names if name in plan.cost), None)
-    if arm.method == "standard":
-        per_step = 1.0
-    runs = experiment.of(task, arm)
-    return None if per_step is None or not runs else per_step * runs[0].result["steps"]
+    return next((plan.cost[name] for name in names if name in plan.cost), None)
 
 
-def _at_cost(
-    task: str,
-    arm: Arm,
-    cost: float,
-    scores: Mapping[int, float],
-    curve: Mapping[float, Mapping[int, float]],
+def _beside_curve(
+    entry: AtCost, scores: Mapping[int, float], curve: Mapping[float, Mapping[int, float]]
 ) -> AtCost:
-    mean = estimate(list(scores.values()))
-    if arm.method == "standard":
-        return AtCost(task, arm, cost, mean)
-    theirs = {seed: interpolated(cost, curve, seed) for seed in scores}
+    if entry.arm.method == "standard":
+        return entry
+    theirs = {seed: interpolated(entry.cost, curve, seed) for seed in scores}
     seeds = [seed for seed in sorted(scores) if theirs[seed] is not None]
     values = [value for seed in seeds if (value := theirs[seed]) is not None]
     if not seeds:
-        return AtCost(task, arm, cost, mean)
+        return entry
     differences = [scores[seed] - value for seed, value in zip(seeds, values, strict=True)]
-    return AtCost(task, arm, cost, mean, estimate(values), estimate(differences))
+    return replace(entry, standard=estimate(values), difference=estimate(differences))
 
 
 def interpolated(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ pytest.importorskip("matplotlib", reason="needs the extra xglue")
 from helpers.report_runs import make_result
 
 from graddrop.xglue.report.analysis_plan import AnalysisPlan, read_analysis_plan
-from graddrop.xglue.report.collect import Experiment, collect
+from graddrop.xglue.report.collect import Arm, Experiment, collect
 from graddrop.xglue.report.frontier import frontier, interpolated
+from graddrop.xglue.report.pictures.cost import draw_frontier
 from graddrop.xglue.report.write import write_report
 from graddrop.xglue.training.score_file import ScoreFile
 
@@ -101,6 +103,45 @@ def test_the_report_shows_it_where_the_plan_knows_costs(scores: Path, tmp_path: 
     write_report(scores, output=page)
     assert "equal cost" not in page.read_text()
     assert not (tmp_path / "page-figures/cost-qam.svg").exists()
+
+
+def test_the_page_says_which_arms_lie_above_the_curve(scores: Path, tmp_path: Path) -> None:
+    """By the interval at equal cost; what cannot be told from it is neither above nor below."""
+    file = ScoreFile(scores)
+    for seed, more in enumerate((-0.02, 0.0, 0.03)):
+        for method, less in (("badam", 0.0), ("lora", 0.2)):
+            found = {"en": 0.9, "de": standard(32, seed) + more - less}
+            file.append(make_result("qam", method, seed, found, max_steps=64))
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        '[languages]\nqam = ["de"]\n'
+        "[cost]\nlora = 0.5\nbadam = 0.5\nlayer-graddrop = 0.75\nhead-only = 0.1\n"
+    )
+    write_report(scores, plan_file=plan, output=tmp_path / "page.md")
+    (line,) = [x for x in (tmp_path / "page.md").read_text().splitlines() if x.startswith("On qam")]
+    said = line.partition("difference: ")[2]
+    assert said == (
+        "above: layer-graddrop drop=0.5 (+2.10); neither above nor below: badam drop=0.916667 "
+        "(+0.33); below: lora (-19.67)."
+    )
+
+
+def test_an_arm_far_below_does_not_squeeze_the_picture(scores: Path) -> None:
+    """It stands at the lower edge, with its score in the legend; no two arms look the same."""
+    found = frontier(collect(scores), "qam", PLAN)
+    figure = draw_frontier(found)
+    (axes,), (legend,) = figure.axes, figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [
+        "standard",
+        "head-only (20.0, below)",
+        "lisa drop=0.833333",
+        "layer-graddrop drop=0.5",
+    ]
+    assert 25 < axes.get_ylim()[0] < 100 * min(e.score.mean for e in found if e.score.mean > 0.3)
+    many = [replace(found[-1], arm=Arm("graddrop", n / 100)) for n in range(40)]
+    lines = [container[0] for container in draw_frontier(many).axes[0].containers]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 40
 
 
 @pytest.mark.parametrize(
