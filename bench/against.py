@@ -42,7 +42,7 @@ class Case:
     @property
     def is_large(self) -> bool:
         """Whether memory decides, not Python."""
-        return self.size > 10_000
+        return self.n_tensors * self.size > 10_000
 
     def renew(self, params: Sequence[Parameter], step: int) -> None:
         """Give the parameters the gradients of a step: new tensors, as after zero_grad()."""
@@ -60,6 +60,7 @@ CASES = {
     "one large tensor, clipped by the masked norm": Case(
         1, LARGE, {"max_grad_norm": 1.0, "masked_norm": True}
     ),
+    "10,000 tensors of 2,048 entries": Case(10_000, 2_048),
     "391 tensors of 4 entries": Case(391, 4),
     "391 tensors of 4 entries, some without gradients": Case(391, 4, absent=True),
     "10 tensors of 4 entries": Case(10, 4),

@@ -62,36 +62,53 @@ INLINE float multiply_add(float a, float b, float c) {
     return a * b + c;
 }
 
-// Asks for the N entries that lie `blocks` blocks after `entry`. While they travel, this block is
-// computed and the next one's bits are drawn; with two threads that is a tenth of the time of a
-// step (Xeon, Cascade Lake). Addresses, not pointers: what lies there may belong to nobody.
-template <int N, typename T>
-INLINE void prefetch_block(const T* entry, int blocks) {
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(entry) + blocks * BLOCK * sizeof(T);
-    for (size_t byte = 0; byte < N * sizeof(T); byte += CACHE_LINE)
-        __builtin_prefetch(reinterpret_cast<const void*>(ahead + byte));
+// a where all bits of `first` are set, b where none is. In bits, since a condition that is the same
+// for all entries becomes a hundred instructions in GCC 12, which builds a vector's mask out of it.
+INLINE float choose(uint32_t first, float a, float b) {
+    uint32_t a_bits, b_bits;
+    std::memcpy(&a_bits, &a, sizeof a);
+    std::memcpy(&b_bits, &b, sizeof b);
+    const uint32_t bits = (a_bits & first) | (b_bits & ~first);
+    std::memcpy(&a, &bits, sizeof a);
+    return a;
 }
 
-using StepBlock = void (*)(void* param,           // [BLOCK], updated
-                           const void* grad,      // [BLOCK]
-                           void* exp_avg,         // [BLOCK], updated
-                           void* exp_avg_sq,      // [BLOCK], updated
+// The first entries of one block of each operand.
+struct Operands {
+    void* param;
+    const void* grad;
+    void *exp_avg, *exp_avg_sq;
+};
+
+// Asks for N entries. While they travel, other blocks are computed and their bits are drawn. An
+// address, not a pointer to something: what lies there may belong to nobody.
+template <int N, typename T>
+INLINE void prefetch(const T* entry) {
+    const uintptr_t first = reinterpret_cast<uintptr_t>(entry);
+    for (size_t byte = 0; byte < N * sizeof(T); byte += CACHE_LINE)
+        __builtin_prefetch(reinterpret_cast<const void*>(first + byte));
+}
+
+using StepBlock = void (*)(const Operands& block,  // [BLOCK] each, all but grad updated
+                           const Operands& ahead,  // [BLOCK] each, of a later call: asked for
                            Bits mask,             // [BLOCK], not read by code that masks nothing
                            Bits rounding,         // [BLOCK], read for bfloat16_stochastic only
                            const Scalars& s);
 
 template <bool FMA, typename P, typename G, typename M, bool MASKED, Site SITE>
 INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict exp_avg,
-                  M* __restrict exp_avg_sq, Bits mask, Bits rounding, const Scalars s) {
+                  M* __restrict exp_avg_sq, const Operands ahead, Bits mask, Bits rounding,
+                  const Scalars s) {
     constexpr bool ON_UPDATE = SITE == SITE_UPDATE || SITE == SITE_UPDATE_DECAY_ALL;
     const bool far = s.one_minus_beta1 >= 0.5f;  // lerp starts from the nearer end: m, else g
+    const uint32_t from_grad = far ? ~uint32_t(0) : 0;
     const float weight = far ? s.one_minus_beta1 - 1 : s.one_minus_beta1;
     constexpr int LINE = CACHE_LINE / std::min({sizeof(P), sizeof(G), sizeof(M)});
     for (int line = 0; line < BLOCK; line += LINE) {
-        prefetch_block<LINE>(param + line, 1);
-        prefetch_block<LINE>(grad + line, 1);
-        prefetch_block<LINE>(exp_avg + line, 1);
-        prefetch_block<LINE>(exp_avg_sq + line, 1);
+        prefetch<LINE>(static_cast<const P*>(ahead.param) + line);
+        prefetch<LINE>(static_cast<const G*>(ahead.grad) + line);
+        prefetch<LINE>(static_cast<const M*>(ahead.exp_avg) + line);
+        prefetch<LINE>(static_cast<const M*>(ahead.exp_avg_sq) + line);
         for (int i = line; i < line + LINE; ++i) {
             const bool keep = !MASKED || mask[i] >= s.drop_threshold;
             // load, in fp32
@@ -103,7 +120,7 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
             // decoupled weight decay
             const float p_decayed = p * s.decay_factor;
             // moments
-            float m_new = multiply_add<FMA>(weight, g - m, far ? g : m);
+            float m_new = multiply_add<FMA>(weight, g - m, choose(from_grad, g, m));
             float v_new = multiply_add<FMA>(s.one_minus_beta2 * g, g, v * s.beta2);
             // update
             const float root = std::sqrt(v_new);
@@ -127,13 +144,14 @@ INLINE void adamw(P* __restrict param, const G* __restrict grad, M* __restrict e
     }
 }
 
-#define DEFINE_STEP_BLOCK(NAME, TARGET, FMA)                                                     \
-    template <typename P, typename G, typename M, bool MASKED, Site SITE>                        \
-    TARGET void NAME(void* param, const void* grad, void* exp_avg, void* exp_avg_sq,             \
-                     Bits mask, Bits rounding, const Scalars& s) {                               \
-        adamw<FMA, P, G, M, MASKED, SITE>(static_cast<P*>(param), static_cast<const G*>(grad),   \
-                                          static_cast<M*>(exp_avg), static_cast<M*>(exp_avg_sq), \
-                                          mask, rounding, s);                                    \
+#define DEFINE_STEP_BLOCK(NAME, TARGET, FMA)                                                      \
+    template <typename P, typename G, typename M, bool MASKED, Site SITE>                         \
+    TARGET void NAME(const Operands& block, const Operands& ahead, Bits mask, Bits rounding,      \
+                     const Scalars& s) {                                                          \
+        adamw<FMA, P, G, M, MASKED, SITE>(                                                        \
+            static_cast<P*>(block.param), static_cast<const G*>(block.grad),                      \
+            static_cast<M*>(block.exp_avg), static_cast<M*>(block.exp_avg_sq), ahead, mask,       \
+            rounding, s);                                                                         \
     }
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 DEFINE_STEP_BLOCK(step_block_baseline, , true)

@@ -29,14 +29,16 @@ struct Dots {
 // A sum has this many parts: three sums of two vectors each are in flight.
 constexpr int DOT_LANES = 16;
 
-using DotBlock = Dots (*)(const void* grad,      // [BLOCK]
-                          const void* exp_avg);  // [BLOCK]
+using DotBlock = Dots (*)(const void* grad,         // [BLOCK]
+                          const void* exp_avg,      // [BLOCK]
+                          const Operands& ahead);  // [BLOCK] each, of a later call: asked for
 
 template <typename G, typename M>
-INLINE Dots sum_dots(const G* __restrict grad, const M* __restrict exp_avg) {
+INLINE Dots sum_dots(const G* __restrict grad, const M* __restrict exp_avg,
+                     const Operands& ahead) {
     double gg[DOT_LANES] = {}, gm[DOT_LANES] = {}, mm[DOT_LANES] = {};
-    prefetch_block<BLOCK>(grad, 4);
-    prefetch_block<BLOCK>(exp_avg, 4);
+    prefetch<BLOCK>(static_cast<const G*>(ahead.grad));
+    prefetch<BLOCK>(static_cast<const M*>(ahead.exp_avg));
     for (int line = 0; line < BLOCK; line += DOT_LANES)
         for (int lane = 0; lane < DOT_LANES; ++lane) {
             const double g = to_float(grad[line + lane]), m = to_float(exp_avg[line + lane]);
@@ -53,10 +55,10 @@ INLINE Dots sum_dots(const G* __restrict grad, const M* __restrict exp_avg) {
     return {gg[0], gm[0], mm[0]};
 }
 
-#define DEFINE_DOT_BLOCK(NAME, TARGET)                                                    \
-    template <typename G, typename M>                                                     \
-    TARGET Dots NAME(const void* grad, const void* exp_avg) {                             \
-        return sum_dots(static_cast<const G*>(grad), static_cast<const M*>(exp_avg));     \
+#define DEFINE_DOT_BLOCK(NAME, TARGET)                                                           \
+    template <typename G, typename M>                                                            \
+    TARGET Dots NAME(const void* grad, const void* exp_avg, const Operands& ahead) {             \
+        return sum_dots(static_cast<const G*>(grad), static_cast<const M*>(exp_avg), ahead);     \
     }
 DEFINE_DOT_BLOCK(dot_block_baseline, )
 #if defined(__x86_64__)
@@ -87,9 +89,10 @@ inline Dots dot_contiguous(const Tensor& t, const Kernel& kernel, DotBlock dot_b
                            int64_t tile) {
     Dots dots;
     visit_contiguous(t, kernel, tile, [&](int64_t element, Range range, Bits, Bits) {
+        const Operands ahead = operands_ahead(t, kernel, element);
         if (range.to - range.from == BLOCK) {
             dots.add(dot_block(at(t.grad, element, kernel.grad_size),
-                               at(t.exp_avg, element, kernel.moment_size)));
+                               at(t.exp_avg, element, kernel.moment_size), ahead));
             return;
         }
         Copy copy;
@@ -98,7 +101,7 @@ inline Dots dot_contiguous(const Tensor& t, const Kernel& kernel, DotBlock dot_b
                     n * kernel.grad_size);
         std::memcpy(copy.exp_avg, at(t.exp_avg, element + range.from, kernel.moment_size),
                     n * kernel.moment_size);
-        dots.add(dot_block(copy.grad, copy.exp_avg));
+        dots.add(dot_block(copy.grad, copy.exp_avg, ahead));
     });
     return dots;
 }
@@ -117,7 +120,8 @@ inline Dots dot_strided(const Tensor& t, const Kernel& kernel, DotBlock dot_bloc
             copy_entry(copy.exp_avg + i * kernel.moment_size,
                        at(t.exp_avg, entry.moment, kernel.moment_size), kernel.moment_size);
         }
-        dots.add(dot_block(copy.grad, copy.exp_avg));
+        const Operands block{copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq};
+        dots.add(dot_block(copy.grad, copy.exp_avg, block));
     }
     return dots;
 }

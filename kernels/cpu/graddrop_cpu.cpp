@@ -33,7 +33,8 @@ constexpr int64_t TILES_PER_CHUNK = 32;
 
 struct Work {
     Kernel kernel;
-    std::vector<Tensor> tensors;  // by first_tile, none without tiles
+    BiasCorrections bias_corrections;  // of the tensor that was derived last
+    std::vector<Tensor> tensors;  // by first_tile, none without tiles; room for all is reserved
     int64_t n_tiles = 0;
     std::atomic<int64_t> next_tile{0};
     // for sums of squares
@@ -47,7 +48,9 @@ struct Work {
         t.index = index;
         t.first_tile = n_tiles;
         n_tiles += t.n_tiles;
-        if (t.n_tiles > 0) tensors.push_back(t);
+        if (t.n_tiles == 0) return;
+        tensors.push_back(t);
+        if (tensors.size() > 1) (&tensors.back())[-1].next = &tensors.back();
     }
 };
 
@@ -158,8 +161,8 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
     for (int64_t i = 0; i < n_tensors; ++i) {
         const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
         if (row[GRAD] == NO_GRAD) continue;
-        Tensor t =
-            derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel);
+        Tensor t = derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel,
+                                 work.bias_corrections);
         if (step_scales) t.scalars.step_size = float(t.scalars.step_size * step_scales[i]);
         if (t.dropped && t.site == SITE_FREEZE) continue;  // its step counter stays, too
         *t.finished += 1;
@@ -193,7 +196,8 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
         for (int64_t i = 0; i < n_tensors; ++i) {
             const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
             if (row[GRAD] == NO_GRAD) continue;
-            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel);
+            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel,
+                                     work.bias_corrections);
             const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
             if (!masked || !on_grad)
                 t.source = SOURCE_NONE;
@@ -240,7 +244,8 @@ EXPORT int graddrop_moment_dots(const int64_t* tensor_table,  // as for graddrop
         for (int64_t i = 0; i < n_tensors; ++i) {
             const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
             if (row[GRAD] == NO_GRAD) continue;
-            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel);
+            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel,
+                                     work.bias_corrections);
             t.source = SOURCE_NONE;
             work.add(t, i);
         }
@@ -289,6 +294,7 @@ EXPORT int graddrop_is_as_recorded(void* describe,         // as for graddrop_re
     using namespace graddrop;
     Described d;
     for (int64_t i = 0; i < n; ++i) {
+        prefetch_object(objects, i, n, none);
         if (objects[i] == none) continue;
         if (reinterpret_cast<Describe>(describe)(objects[i], &d)) return -1;
         if (!is_as_recorded(d, records + i * width, may_move)) return 0;
@@ -312,6 +318,7 @@ EXPORT int graddrop_follow(void* describe,        // as for graddrop_is_as_recor
     int moved = 0;
     for (int64_t i = 0; i < n; ++i) {
         int64_t address = NO_GRAD;
+        prefetch_object(objects, i, n, none);
         if (objects[i] != none) {
             if (reinterpret_cast<Describe>(describe)(objects[i], &d)) return -1;
             if (!d.data && n_entries(d)) return 2;

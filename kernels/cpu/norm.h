@@ -18,14 +18,16 @@ namespace graddrop {
 // A sum has this many parts, two vectors at a time in flight; they meet when the block is done.
 constexpr int LANES = 32;
 
-using SumBlock = double (*)(const void* grad,  // [BLOCK]
-                            Bits mask,         // [BLOCK], not read by code that masks nothing
+using SumBlock = double (*)(const void* grad,   // [BLOCK]
+                            const void* ahead,  // [BLOCK], of a later call: asked for
+                            Bits mask,          // [BLOCK], not read by code that masks nothing
                             uint32_t drop_threshold);
 
 template <typename G, bool MASKED>
-INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_threshold) {
+INLINE double sum_squares(const G* __restrict grad, const G* ahead, Bits mask,
+                          uint32_t drop_threshold) {
     double sums[LANES] = {};  // no square of a float overflows them
-    prefetch_block<BLOCK>(grad, 4);  // one stream, little arithmetic: memory is all that takes time
+    prefetch<BLOCK>(ahead);
     for (int line = 0; line < BLOCK; line += LANES)
         for (int lane = 0; lane < LANES; ++lane) {
             const bool keep = !MASKED || mask[line + lane] >= drop_threshold;
@@ -38,10 +40,11 @@ INLINE double sum_squares(const G* __restrict grad, Bits mask, uint32_t drop_thr
     return sums[0];
 }
 
-#define DEFINE_SUM_BLOCK(NAME, TARGET)                                               \
-    template <typename G, bool MASKED>                                               \
-    TARGET double NAME(const void* grad, Bits mask, uint32_t threshold) {            \
-        return sum_squares<G, MASKED>(static_cast<const G*>(grad), mask, threshold); \
+#define DEFINE_SUM_BLOCK(NAME, TARGET)                                                            \
+    template <typename G, bool MASKED>                                                            \
+    TARGET double NAME(const void* grad, const void* ahead, Bits mask, uint32_t threshold) {      \
+        return sum_squares<G, MASKED>(static_cast<const G*>(grad), static_cast<const G*>(ahead),  \
+                                      mask, threshold);                                           \
     }
 DEFINE_SUM_BLOCK(sum_block_baseline, )
 #if defined(__x86_64__)
@@ -69,7 +72,7 @@ inline double sum_in_copy(const Tensor& t, const Kernel& kernel, SumBlock sum_bl
     std::memcpy(copy + range.from * kernel.grad_size,
                 at(t.grad, element + range.from, kernel.grad_size),
                 (range.to - range.from) * kernel.grad_size);
-    return sum_block(copy, mask, t.scalars.drop_threshold);
+    return sum_block(copy, operands_ahead(t, kernel, element).grad, mask, t.scalars.drop_threshold);
 }
 
 // The part of one tile that lies in the tensor.
@@ -79,7 +82,8 @@ inline double sum_contiguous(const Tensor& t, const Kernel& kernel, SumBlock sum
     visit_contiguous(
         t, kernel, tile, [&](int64_t element, Range range, Bits mask, Bits) {
             if (range.to - range.from == BLOCK)
-                sum += sum_block(at(t.grad, element, kernel.grad_size), mask,
+                sum += sum_block(at(t.grad, element, kernel.grad_size),
+                                 operands_ahead(t, kernel, element).grad, mask,
                                  t.scalars.drop_threshold);
             else
                 sum += sum_in_copy(t, kernel, sum_block, element, range, mask);
@@ -103,7 +107,7 @@ inline double sum_strided(const Tensor& t, const Kernel& kernel, SumBlock sum_bl
                        kernel.grad_size);
             bits[i] = entry_bits(t, drawer, first + i, entry.element);
         }
-        sum += sum_block(copy, {bits, 0}, t.scalars.drop_threshold);
+        sum += sum_block(copy, copy, {bits, 0}, t.scalars.drop_threshold);
     }
     return sum;
 }

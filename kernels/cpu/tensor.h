@@ -13,6 +13,7 @@ namespace graddrop {
 
 struct Tensor {
     int64_t index;  // its row of the tensor table
+    const Tensor* next = nullptr;  // whose turn it is afterwards
     uintptr_t param, grad, exp_avg, exp_avg_sq;  // origins: never dereferenced before an offset
     uintptr_t keep_bits;  // SOURCE_LOADED: likewise
     int64_t begin, end;
@@ -36,10 +37,27 @@ inline uint32_t round_threshold(double drop_prob) {
     return integer + (rest > 0.5 || (rest == 0.5 && integer % 2 == 1));
 }
 
-// Derives the numbers of a tensor's next step from its row and group. Changes nothing.
+// 1 - beta^step of both moments. Nearly all tensors of a call share them, and powers are slow.
+class BiasCorrections {
+  public:
+    double first, second;
+
+    void set(double beta1, double beta2, double step) {
+        if (beta1 == beta1_ && beta2 == beta2_ && step == step_) return;
+        beta1_ = beta1, beta2_ = beta2, step_ = step;
+        first = 1 - std::pow(beta1, step);
+        second = 1 - std::pow(beta2, step);
+    }
+
+  private:
+    double beta1_ = -1, beta2_ = -1, step_ = 0;  // no beta is negative
+};
+
+// Derives the numbers of a tensor's next step from its row and group.
 inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
                             const double* group_table, const int64_t* counters,
-                            double grad_factor, const Kernel& kernel) {
+                            double grad_factor, const Kernel& kernel,
+                            BiasCorrections& bias_corrections) {
     const double* group = group_table + row[GROUP] * N_GROUP_COLUMNS;
     const double lr = group[LR], beta1 = group[BETA1], beta2 = group[BETA2];
     const int64_t period = int64_t(group[PERIOD]);
@@ -75,16 +93,15 @@ inline Tensor derive_tensor(const int64_t* row, const int64_t* layout_table,
 
     t.finished = reinterpret_cast<float*>(row[STEP]);
     const double step = *t.finished + 1.0;
-    const double bias_correction1 = 1 - std::pow(beta1, step);
-    const double bias_correction2 = 1 - std::pow(beta2, step);
+    bias_corrections.set(beta1, beta2, step);
     t.scalars.grad_factor = float(group[GRAD_SIGN] * grad_factor * (on_update ? 1 : mask_scale));
     t.scalars.one_minus_beta1 = float(1 - beta1);
     t.scalars.beta2 = float(beta2);
     t.scalars.one_minus_beta2 = float(1 - beta2);
     t.scalars.eps = float(group[EPS]);
     t.scalars.decay_factor = float(1 - lr * group[WEIGHT_DECAY]);
-    t.scalars.step_size = float(lr / bias_correction1 * (on_update ? mask_scale : 1));
-    t.scalars.inv_bias_correction2_sqrt = float(1 / std::sqrt(bias_correction2));
+    t.scalars.step_size = float(lr / bias_corrections.first * (on_update ? mask_scale : 1));
+    t.scalars.inv_bias_correction2_sqrt = float(1 / std::sqrt(bias_corrections.second));
     t.scalars.drop_threshold = drop_threshold;
 
     // Where one decision holds for the whole tensor, nothing is left to draw.

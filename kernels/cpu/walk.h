@@ -20,6 +20,24 @@ INLINE void* at(uintptr_t origin, int64_t index, int size) {
     return reinterpret_cast<void*>(origin + uintptr_t(index) * uintptr_t(size));
 }
 
+INLINE Operands operands_at(const Tensor& t, const Kernel& kernel, int64_t element) {
+    return {at(t.param, element, kernel.param_size), at(t.grad, element, kernel.grad_size),
+            at(t.exp_avg, element, kernel.moment_size),
+            at(t.exp_avg_sq, element, kernel.moment_size)};
+}
+
+// Operands are asked for four blocks before their turn: fewer come too late, more push out of the
+// first-level cache what was asked for before (bench/NOTES.md).
+constexpr int64_t AHEAD = 4 * BLOCK;
+
+// Where the walk will be by then. Where the tensor ends before, the next one follows, of which the
+// chip's own prefetching knows nothing.
+INLINE Operands operands_ahead(const Tensor& t, const Kernel& kernel, int64_t element) {
+    const int64_t beyond = element + AHEAD - t.end;
+    if (beyond < 0 || !t.next) return operands_at(t, kernel, element + AHEAD);
+    return operands_at(*t.next, kernel, (t.next->begin + beyond) / BLOCK * BLOCK);
+}
+
 struct Range {
     int from, to;
     bool empty() const { return from >= to; }
@@ -72,7 +90,8 @@ inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element,
     alignas(64) uint32_t mask_words[BLOCK] = {}, rounding_words[BLOCK] = {};
     std::copy(mask.words + range.from, mask.words + range.to, mask_words);
     std::copy(rounding.words + range.from, rounding.words + range.to, rounding_words);
-    t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, {mask_words, mask.shift},
+    t.step_block({copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq},
+                 operands_ahead(t, kernel, element), {mask_words, mask.shift},
                  {rounding_words, rounding.shift}, t.scalars);
     std::memcpy(param, copy.param, n * kernel.param_size);
     std::memcpy(exp_avg, copy.exp_avg, n * kernel.moment_size);
@@ -84,22 +103,28 @@ inline void step_in_copy(const Tensor& t, const Kernel& kernel, int64_t element,
 template <typename Visit>
 INLINE void visit_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile,
                              const Visit& visit) {
-    alignas(64) uint32_t mask_words[TILE / 2] = {};
-    alignas(64) uint32_t rounding_words[TILE / 2];  // left alone unless something is rounded
+    static constexpr uint32_t NO_BITS[BLOCK] = {};  // below every threshold but 0
+    alignas(64) uint32_t mask_words[TILE / 2], rounding_words[TILE / 2];
     Drawer drawer(t.stream);
+    const auto draw = [&](int start) {
+        const int64_t element = tile * TILE + start;
+        if (start >= TILE / 2) return;  // high halves of what is drawn already
+        if (inside_block(t, element).empty() && inside_block(t, element + TILE / 2).empty()) return;
+        const uint64_t group = uint64_t(tile * (TILE / 8) + start / 4);
+        if (t.source == SOURCE_ELEMENT) kernel.draw_block(group, t.stream, mask_words + start);
+        if (kernel.stochastic) kernel.draw_block(group, t.rounding, rounding_words + start);
+    };
+    draw(0);
     for (int start = 0; start < TILE; start += BLOCK) {
+        draw(start + BLOCK);  // before it is needed: while this block waits for roots and quotients
         const int64_t element = tile * TILE + start;
         const Range range = inside_block(t, element);
+        if (range.empty()) continue;
         const int at_word = start % (TILE / 2), shift = start < TILE / 2 ? 0 : 16;
         Bits mask{mask_words + at_word, shift};
-        if (shift == 0 && !(range.empty() && inside_block(t, element + TILE / 2).empty())) {
-            const uint64_t group = uint64_t(tile * (TILE / 8) + start / 4);
-            if (t.source == SOURCE_ELEMENT)
-                kernel.draw_block(group, t.stream, mask_words + at_word);
-            if (kernel.stochastic) kernel.draw_block(group, t.rounding, rounding_words + at_word);
-        }
-        if (range.empty()) continue;
-        if (t.source == SOURCE_ROW) {
+        if (t.source == SOURCE_NONE) {
+            mask = {NO_BITS, 0};
+        } else if (t.source == SOURCE_ROW) {
             fill_rows(t, element, range, drawer, mask_words + at_word);
             mask.shift = 0;
         } else if (t.source == SOURCE_LOADED) {
@@ -114,11 +139,8 @@ inline void step_contiguous(const Tensor& t, const Kernel& kernel, int64_t tile)
     visit_contiguous(
         t, kernel, tile, [&](int64_t element, Range range, Bits mask, Bits rounding) {
             if (range.to - range.from == BLOCK)
-                t.step_block(at(t.param, element, kernel.param_size),
-                             at(t.grad, element, kernel.grad_size),
-                             at(t.exp_avg, element, kernel.moment_size),
-                             at(t.exp_avg_sq, element, kernel.moment_size), mask, rounding,
-                             t.scalars);
+                t.step_block(operands_at(t, kernel, element), operands_ahead(t, kernel, element),
+                             mask, rounding, t.scalars);
             else
                 step_in_copy(t, kernel, element, range, mask, rounding);
         });
@@ -200,8 +222,8 @@ inline void step_strided(const Tensor& t, const Kernel& kernel, int64_t tile) {
             mask[i] = entry_bits(t, drawer, first + i, entry.element);
             if (kernel.stochastic) rounding[i] = rounding_drawer.u16(entry.element);
         }
-        t.step_block(copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq, {mask, 0}, {rounding, 0},
-                     t.scalars);
+        const Operands block{copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq};
+        t.step_block(block, block, {mask, 0}, {rounding, 0}, t.scalars);
         for (int i = 0; i < n; ++i) {
             copy_entry(param[i], copy.param + i * kernel.param_size, kernel.param_size);
             copy_entry(exp_avg[i], copy.exp_avg + i * kernel.moment_size, kernel.moment_size);

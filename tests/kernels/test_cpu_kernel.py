@@ -151,6 +151,17 @@ def test_groups_keep_their_own_numbers():
     assert_step_is_the_reference(slots, knobs, counters=(3, 2))
 
 
+@pytest.mark.parametrize("changes", [{}, {"beta1": 0.5}, {"beta2": 0.9}])
+def test_moments_are_corrected_for_their_own_bias(changes):
+    """Neighbours that differ in their step or one of their betas alone."""
+    knobs = [make_knobs(), make_knobs(**changes)]
+    slots = [
+        random_slot((700,), DTYPES["fp32"], seed=i, group=i, steps=3 if changes else i)
+        for i in range(2)
+    ]
+    assert_step_is_the_reference(slots, knobs)
+
+
 @pytest.mark.parametrize("beta1", [0.0, 0.1, 0.49, 0.5, 0.51])
 def test_the_first_moment_loses_neither_of_its_ends(isa, beta1):
     """A gradient of 1 beside a moment of 1e8 counts by its weight, which at beta1 = 0 is all."""
