@@ -229,6 +229,11 @@ PARAMS = {
     "lazy": (lambda: [UninitializedParameter()], ValueError, "run the model once before"),
     "a wrapper": (lambda: [Wrapper((3,))], ValueError, "got Wrapper of shape (3,)"),
     "sparse": (lambda: [torch.eye(3).to_sparse()], ValueError, "expected a strided parameter"),
+    "expanded to two": (
+        lambda: [torch.zeros(1, 3).expand(2, 3).requires_grad_()],
+        ValueError,
+        "whose entries lie apart, got shape (2, 3) with strides (0, 1): call .contiguous()",
+    ),
     "expanded": (
         lambda: [torch.zeros(1).expand(3).requires_grad_()],
         ValueError,

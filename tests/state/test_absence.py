@@ -82,3 +82,22 @@ def test_state_that_was_loaded_waits_for_its_gradient(backend, device):
     for number in (2, 0):
         step(before, number)
     assert_same(snapshot(ours), snapshot(before))
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_who_has_lost_its_state_begins_anew(backend, device, kept):
+    """All of them, or the last alone: its next step is its first one, the others go on."""
+    ours, whole = make(backend, device, drop_prob=0.0), make(backend, device, drop_prob=0.0)
+    for optimizer in (ours, whole):
+        step(optimizer, 0)
+    for param in params_of(ours)[kept:]:
+        del ours.state[param]
+    fresh = make(backend, device, drop_prob=0.0)
+    for param, now in zip(params_of(fresh), params_of(ours), strict=True):
+        param.data.copy_(now.data)
+    for optimizer in (ours, whole, fresh):
+        step(optimizer, 16)
+    expected = [whole] * kept + [fresh] * (len(SHAPES) - kept)
+    for index, other in enumerate(expected):
+        mine, theirs = params_of(ours)[index], params_of(other)[index]
+        assert_same(snapshot(ours, [mine]), snapshot(other, [theirs]))
