@@ -89,6 +89,11 @@ class LoadedMasks:
             RuntimeError: a parameter that has one is no longer among the groups, or a group names a
                 mask that is not here.
         """
+        if self._masks.keys() - {param for group in groups for param in group["params"]}:
+            raise RuntimeError(
+                "expected the parameters that masks were loaded for, got others in their place "
+                "(accelerate puts DTensors there for FSDP2): call load_masks after that"
+            )
         for index, group in enumerate(groups):
             listed = zip(group["params"], group[LOADED_MASKS], strict=False)
             if any(has and param not in self._masks for param, has in listed):
@@ -96,11 +101,6 @@ class LoadedMasks:
                     f"expected the masks that {LOADED_MASKS} of param group {index} names, found "
                     "some missing: load states by load_state_dict, or call load_masks"
                 )
-        if self._masks.keys() - {param for group in groups for param in group["params"]}:
-            raise RuntimeError(
-                "expected the parameters that masks were loaded for, got others in their place "
-                "(accelerate puts DTensors there for FSDP2): call load_masks after that"
-            )
 
     def prepare(self, masks: Mapping[Tensor, Tensor | None]) -> dict[Tensor, LoadedMask | None]:
         """Make what :meth:`put` takes; nothing is changed.

@@ -19,7 +19,7 @@ from graddrop.testing import DTYPES, make_knobs, random_slot
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from graddrop.kernels import abi
-from graddrop.kernels.gpu import launch
+from graddrop.kernels.gpu import launch, launches
 from graddrop.kernels.gpu.options import tiles_per_chunk, vector_width
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,7 +201,7 @@ def test_a_cut_changes_no_bit(dtypes, site, monkeypatch):
     spread = {name: _every_second(getattr(whole, name)) for name in names}
     strided = replace(whole, **spread, step=whole.step.clone())
     for slot, tiles in ((whole, 16), (shard, 3), (unaligned, 1), (strided, 16)):
-        monkeypatch.setattr(launch, "tiles_per_chunk", lambda n_tiles, processors: tiles)  # noqa: B023
+        monkeypatch.setattr(launches, "tiles_per_chunk", lambda n_tiles, processors: tiles)  # noqa: B023
         step([slot], [make_knobs(drop_prob=0.3, **SITES[site])])
     for name in ("param", "exp_avg", "exp_avg_sq"):
         values = getattr(whole, name)

@@ -225,9 +225,14 @@ def test_resume_after_ctrl_c_equals_the_uninterrupted_run(
         )
         + f"save_steps = 2\nlog_steps = 4\nmax_length = {values.max_length}\n"
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "seal", seal_and_interrupt)
-        assert main(["finetune", "--config", str(tmp_path / "run.toml")]) == INTERRUPTED
+    # What a shell starts in the background ignores the signal, and so would these tests there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_module, "seal", seal_and_interrupt)
+            assert main(["finetune", "--config", str(tmp_path / "run.toml")]) == INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.endswith(
