@@ -100,7 +100,7 @@ def decode(task: Task, examples: "Dataset", features: "Dataset", logits: "np.nda
 
     Returns:
         N answers, each a piece of its context without white space around it; empty only where the
-        context is.
+        context is. Of equal spans the first in the context, then the shortest.
     """
     best: list[Candidate | None] = [None] * len(examples)
     columns = zip(
@@ -109,7 +109,7 @@ def decode(task: Task, examples: "Dataset", features: "Dataset", logits: "np.nda
     for example, context, offsets, row in columns:
         for candidate in n_best(row, context, offsets, 1):
             kept = best[example]
-            if kept is None or candidate.score > kept.score:
+            if kept is None or _rank(candidate) > _rank(kept):
                 best[example] = candidate
     return [
         context[candidate.start : candidate.end] if candidate else ""
@@ -120,7 +120,7 @@ def decode(task: Task, examples: "Dataset", features: "Dataset", logits: "np.nda
 def n_best(
     logits: "np.ndarray", context: list[int], offsets: list[list[int]], count: int
 ) -> list[Candidate]:
-    """Return the best spans of one window, best first.
+    """Return the best spans of one window, best first; of equal ones the first, then the shortest.
 
     The search is complete: every span is looked at that begins at a sub-word counting in this
     window, is not longer than `LONGEST_ANSWER` sub-words, and holds more than white space.
@@ -153,6 +153,11 @@ def n_best(
             start, stop = characters[first, 0], characters[first + column, 1]
             candidates.append(Candidate(float(scores[row, column]), int(start), int(stop)))
     return candidates
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    """Return what the best one has most of; no two windows have spans that begin together."""
+    return candidate.score, -candidate.start
 
 
 def _following(values: "np.ndarray", beyond: float) -> "np.ndarray":

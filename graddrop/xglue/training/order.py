@@ -18,13 +18,13 @@ def order_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: in
     Args:
         lengths: Sub-words of each example.
         batch_size: Examples per optimizer step, on all devices together.
-        seed: In [0, 2**64).
-        epoch: From 0.
+        seed: In [0, 2**32).
+        epoch: In [0, 2**32).
 
     Yields:
         Each index once.
     """
-    # numpy hashes both numbers into one state, so that no two pairs share an order.
+    # numpy hashes both numbers, a word each, into one state: no two pairs share an order.
     generator = np.random.default_rng((seed, epoch))
     shuffled = generator.permutation(len(lengths))
     n_whole = len(shuffled) - len(shuffled) % batch_size
@@ -41,7 +41,7 @@ class LengthSampler(Sampler[int]):
     Args:
         lengths: Sub-words of each example.
         batch_size: Examples per optimizer step, on all devices together.
-        seed: In [0, 2**64).
+        seed: In [0, 2**32).
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

@@ -213,6 +213,26 @@ def test_an_archive_does_not_grow_beyond_measure(
     assert unpacked(path).is_dir()
 
 
+@pytest.mark.parametrize("names", [f"{FILE}{{}}", "elsewhere/{}"], ids=["ours", "others"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_members_grow_together(
+    names: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small ones are as much as a large one: with their headers, if empty or not ours too."""
+    members = [(tarfile.TarInfo(names.format(n)), b"\0" * size) for n in range(1500)]
+    path = make(tmp_path, [(tarfile.TarInfo(FILE), b"a X\n"), *members])
+    sizes = [512 + -(-size // 512) * 512] * 1500
+    assert max(sizes) < 2000 < sum(sizes)
+    monkeypatch.setattr(archives, "MOST_GROWTH", 1)
+    monkeypatch.setattr(archives, "SPARE", sum(sizes) - 2 * path.stat().st_size)
+    before = cache()
+    with pytest.raises(DataError, match=r"expected at most [0-9,]* bytes of text in [0-9,]*, "):
+        unpacked(path)
+    assert cache() == before
+    monkeypatch.setattr(archives, "SPARE", sum(sizes) + 1024)
+    assert (unpacked(path) / FILE).read_bytes() == b"a X\n"
+
+
 def test_names_may_begin_with_a_dot(tmp_path: Path) -> None:
     """As those do that `tar -czf FILE ./FOLDER` writes."""
     path = make(tmp_path, [(tarfile.TarInfo(f"./{FILE}"), b"a X\n")])

@@ -370,6 +370,23 @@ def test_the_best_spans_are_found_by_complete_search() -> None:
     assert best == found[:1]
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_of_equal_spans_the_first_is_the_answer(tokenizer: Any, step: int) -> None:
+    """Then the shortest: in a window, and in whatever order the windows of a context come."""
+    task = get_task("mlqa")
+    examples = datasets.Dataset.from_list(
+        [question("z" + " fox" * 40, "fox"), question("a fox", "fox")]
+    )
+    features = encode(task, examples, tokenizer, 32)
+    features = features.select(range(len(features))[::step])
+    assert len(features) > 3
+    logits = np.zeros((len(features), 32, 2), dtype="float32")
+    for count in (1, 5):
+        found = span_head.n_best(logits[0], [4, 30, 10, 20], [[n, n + 1] for n in range(26)], count)
+        assert found == [span_head.Candidate(0.0, 6, 7 + n) for n in range(count)]
+    assert span_head.decode(task, examples, features, logits) == ["z", "a"]
+
+
 def test_a_long_question_leaves_room_for_the_context(tokenizer: Any) -> None:
     """It is cut to half of the input; an empty context has an empty answer."""
     task = get_task("mlqa")

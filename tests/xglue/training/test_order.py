@@ -95,6 +95,16 @@ def test_orders_are_functions_of_seed_and_epoch() -> None:
         assert len(batches[a] & batches[b]) < 0.1 * len(batches[a])
 
 
+@pytest.mark.parametrize(
+    ("seed", "epoch", "expected"),
+    [(1, 2, [10, 7, 3, 1, 0, 4, 5, 9, 6, 8, 2]), (2, 1, [9, 0, 6, 8, 5, 10, 4, 2, 3, 1, 7])],
+)
+def test_an_order_is_the_same_forever(seed: int, epoch: int, expected: list[int]) -> None:
+    """Known answers: a run that is gone on from, or made again years later, reads the same."""
+    lengths = [7, 3, 9, 3, 8, 4, 1, 6, 2, 5, 5]
+    assert list(order_of_epoch(lengths, 2, seed, epoch)) == expected
+
+
 @pytest.mark.parametrize("n_processes", [1, 2])
 @pytest.mark.parametrize("skip", [0, 3])
 def test_processes_share_an_order_out_also_when_they_resume(n_processes: int, skip: int) -> None:

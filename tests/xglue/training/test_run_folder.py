@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from graddrop.xglue.training.run_folder import RunFolder, RunFolderBusyError, RunFolderError
-from graddrop.xglue.training.seal import is_whole, seal
+from graddrop.xglue.training.seal import is_whole, seal, seal_note
 from graddrop.xglue.whole_file import write_json, writing
 
 
@@ -145,6 +145,25 @@ def test_odd_files_of_a_run_are_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"config\.json.*; remove|of another configuration"):
         folder.check({"lr": 1}, resume=True)
+
+
+@pytest.mark.parametrize("size", [0, 99, 101, None])
+@pytest.mark.parametrize("name", ["a", "rng/b"])
+def test_a_checkpoint_is_whole_while_every_file_has_its_size(
+    name: str, size: int | None, tmp_path: Path
+) -> None:
+    """One byte less or more in any of its files, folders within it too, breaks it."""
+    (tmp_path / "rng").mkdir()
+    for each in ("a", "rng/b"):
+        (tmp_path / each).write_bytes(b"x" * 100)
+    (tmp_path / "empty").touch()
+    seal(tmp_path, {"seconds": 1.5})
+    assert is_whole(tmp_path) and seal_note(tmp_path) == {"seconds": 1.5}
+    if size is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert not is_whole(tmp_path)
 
 
 def test_copies_that_a_user_made_are_no_checkpoints(tmp_path: Path) -> None:
