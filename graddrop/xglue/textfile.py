@@ -70,10 +70,20 @@ def brief(value: object) -> str:
 
     Characters that would act on a terminal are escaped.
     """
-    shortened = reprlib.Repr()
+    shortened = _Shortened()
     shortened.maxstring = shortened.maxother = 80
     shortened.maxlevel = 2
     return shortened.repr(value)
+
+
+class _Shortened(reprlib.Repr):
+    """Shows integers of any length, of which Python writes no more than 4300 decimal digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**self.maxlong:
+            return super().repr_int(x, level)
+        digits = hex(x)
+        return f"{digits[: self.maxlong // 2]}...{digits[-self.maxlong // 2 :]}"
 
 
 def printable(text: str) -> str:

@@ -62,4 +62,7 @@ def test_values_are_shown_in_a_few_characters() -> None:
         shared = [shared] * 9
     for value in ("x" * 10_000, 10**4000, list(range(10_000)), shared, b"x" * 10_000):
         assert len(brief(value)) < 500
+    for huge in (16**9000 + 5, [{"a": -(16**9000)}]):
+        assert "0x10000" in brief(huge) and len(brief(huge)) < 100
+    assert brief(10**30) == f"1{'0' * 30}"
     assert brief("\x1b[2J\u202e") == r"'\x1b[2J\u202e'"
