@@ -107,6 +107,7 @@ PRESETS: Mapping[str, Preset] = {
         "another p is rounded to whole tensors of each layer; embeddings and head are always "
         "trained, as published; new_mask() begins a stage, an epoch there as here",
         categories=True,
+        measured=True,
         test="test_categories.py::test_half_of_each_category_of_each_layer_is_dropped",
     ),
     "lisa": Preset(
@@ -114,6 +115,7 @@ PRESETS: Mapping[str, Preset] = {
         "exactly so many random layers are trained for K steps, the others are frozen",
         {"granularity": "layer", "select": "exact", "period": 20, "site": "freeze"},
         f"drop_prob = 1 - trained / layers; period is K; {_OUTSIDE}, as published",
+        measured=True,
         test="test_presets.py::test_lisa_trains_so_many_layers_for_k_steps",
     ),
     "badam": Preset(

@@ -17,37 +17,47 @@ from graddrop.xglue.report.document import Paragraph
 EVIDENCE = ROOT / "docs" / "evidence"
 
 
+SCORES = {
+    "results.md": ("runs.jsonl", "report.toml"),
+    "results-time.md": ("runs-time.jsonl", "report-time.toml"),
+}
+
+
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The report made anew: its blocks and its Markdown."""
-    file = tmp_path_factory.mktemp("evidence") / "results.md"
-    blocks = write_report(
-        EVIDENCE / "runs.jsonl",
-        sizes_file=EVIDENCE / "cc100.json",
-        plan_file=EVIDENCE / "report.toml",
-        output=file,
-    )
-    return blocks, file.read_text(encoding="utf-8")
+def reports(tmp_path_factory):
+    """Both reports made anew: blocks and Markdown by page."""
+    made = {}
+    for page, (scores, plan) in SCORES.items():
+        file = tmp_path_factory.mktemp("evidence") / page
+        blocks = write_report(
+            EVIDENCE / scores,
+            sizes_file=EVIDENCE / "cc100.json",
+            plan_file=EVIDENCE / plan,
+            output=file,
+        )
+        made[page] = blocks, file.read_text(encoding="utf-8")
+    return made
 
 
-def test_the_tables_are_those_of_the_scores(report):
+@pytest.mark.parametrize("page", SCORES)
+def test_the_tables_are_those_of_the_scores(reports, page):
     """The committed page is what the command makes of the committed scores."""
-    assert (EVIDENCE / "results.md").read_text(encoding="utf-8") == report[1]
+    assert (EVIDENCE / page).read_text(encoding="utf-8") == reports[page][1]
 
 
 def test_pages_of_methods_say_what_was_measured():
-    """Those of the committed scores, and no other."""
-    lines = (EVIDENCE / "runs.jsonl").read_text("utf-8").splitlines()
-    trained = {json.loads(line)["method"] for line in lines}
+    """Those of the committed scores on test, and no other."""
+    lines = [line for file, _ in SCORES.values() for line in (EVIDENCE / file).open("rb")]
+    trained = {row["method"] for row in map(json.loads, lines) if row["scores"]["test"]}
     assert {name for name in PRESETS if name in trained} == {
         name for name, preset in PRESETS.items() if preset.measured
     }
 
 
 @pytest.mark.parametrize("page", ["docs/evidence.md", "README.md"])
-def test_the_verdict_is_that_of_the_scores(report, page):
+def test_the_verdict_is_that_of_the_scores(reports, page):
     """Page and README quote the sentence that the report opens with."""
-    verdict = next(block.text for block in report[0] if isinstance(block, Paragraph))
+    verdict = next(block.text for block in reports["results.md"][0] if isinstance(block, Paragraph))
     quoted = re.search(
         "<!-- verdict -->(.*?)<!-- /verdict -->", (ROOT / page).read_text("utf-8"), re.DOTALL
     )
