@@ -23,7 +23,18 @@ from graddrop.xglue.training.run_folder import (
 from graddrop.xglue.training.score_file import ScoreFile, result_of
 
 _IDENTITY = frozenset(
-    ("task", "method", "drop_prob", "seed", "lr", "data", "model", "evaluate", *KNOBS)
+    (
+        "task",
+        "method",
+        "drop_prob",
+        "seed",
+        "lr",
+        "data",
+        "model",
+        "evaluate",
+        "languages",
+        *KNOBS,
+    )
 )
 
 

@@ -279,6 +279,17 @@ def test_english_dev_may_decide(tmp_path: Path) -> None:
     assert choose_rates(everything, "en-dev")["qadsm", STANDARD].lr == 1e-5
 
 
+def test_which_languages_a_run_scores_is_no_part_of_its_arm(tmp_path: Path) -> None:
+    """Runs that tune may score dev of English alone: their rate is taken for the final ones."""
+    for lr, value in ((1e-5, 0.5), (2e-5, 0.6)):
+        tuned = {"evaluate": ("dev",), "languages": ("en",), "lr": lr}
+        put(tmp_path / f"{lr}", make_result("qadsm", "standard", 100, {"en": value}, **tuned))
+    put(tmp_path / "final", qadsm("standard", 0, 0.7, evaluate=("test",), lr=2e-5))
+    found = collect(tmp_path)
+    assert list(found.arms) == [STANDARD]
+    assert choose_rates(found, "en-dev")["qadsm", STANDARD].lr == 2e-5
+
+
 def test_each_method_has_its_own_learning_rate(tmp_path: Path) -> None:
     """The best on dev; tuning seeds are in no pair; controls of masks have the masks' rate."""
     everything = collect(tuned(tmp_path))
