@@ -77,12 +77,13 @@ def brief(value: object) -> str:
 
 
 class _Shortened(reprlib.Repr):
-    """Shows integers of any length, of which Python writes no more than 4300 decimal digits."""
+    """Shows integers of any length: in hexadecimal where Python writes no decimal digits."""
 
     def repr_int(self, x: int, level: int) -> str:
-        if abs(x) < 10**self.maxlong:
+        try:
             return super().repr_int(x, level)
-        digits = hex(x)
+        except ValueError:  # too many of them
+            digits = hex(x)
         return f"{digits[: self.maxlong // 2]}...{digits[-self.maxlong // 2 :]}"
 
 
