@@ -115,7 +115,7 @@ def slope(x: Sequence[float], gains: Sequence[float]) -> tuple[float, float]:
 def table(found: Sequence[Pair]) -> str:
     """Return mean and 95 % interval of the gain in each cell."""
     lines = [
-        "| sentences | steps | epochs | p | pairs | standard's training loss | gain, points | 95 % interval |",
+        "| sentences | steps | epochs | p | pairs | standard's loss | gain, points | 95 % interval |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for drop_prob, epochs, cell in sorted({(q.drop_prob, q.epochs, q.cell) for q in found}):
