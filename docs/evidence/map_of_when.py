@@ -114,10 +114,9 @@ def slope(x: Sequence[float], gains: Sequence[float]) -> tuple[float, float]:
 
 def table(found: Sequence[Pair]) -> str:
     """Return mean and 95 % interval of the gain in each cell."""
-    lines = [
-        "| sentences | steps | epochs | p | pairs | standard's loss | gain, points | 95 % interval |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    heads = ("sentences", "steps", "epochs", "p", "pairs", "standard's training loss")
+    heads += ("gain, points", "95 % interval")
+    lines = [f"| {' | '.join(heads)} |", f"|{'--:|' * len(heads)}"]
     for drop_prob, epochs, cell in sorted({(q.drop_prob, q.epochs, q.cell) for q in found}):
         here = [pair for pair in found if (pair.drop_prob, pair.cell) == (drop_prob, cell)]
         gain = estimate([pair.gain for pair in here])
