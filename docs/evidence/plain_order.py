@@ -40,9 +40,7 @@ def scores(file: Path, lr: float) -> dict[int, float]:
 
 def table() -> str:
     """Return the difference with its 95 % interval."""
-    plain, by_length = (
-        scores(HERE / name, 2.83e-4) for name in ("runs-order.jsonl", "runs.jsonl")
-    )
+    plain, by_length = (scores(HERE / name, 2.83e-4) for name in ("runs-order.jsonl", "runs.jsonl"))
     seeds = sorted(plain.keys() & by_length.keys())
     gain = estimate([by_length[seed] - plain[seed] for seed in seeds])
     low, high = gain.mean - (gain.half_width or 0), gain.mean + (gain.half_width or 0)
