@@ -3,7 +3,7 @@
     python docs/evidence/plain_order.py docs/evidence/order-pos.toml --scores FILE --workers 2
     python docs/evidence/plain_order.py
 
-The harness batches sentences of like length, which pads less; this is a sweep that does not. Without
+The harness batches sentences of like length, which pads less; this sweep does not. Without
 arguments it prints what the sorted order's score is less than that of the plain one, from the rows
 in `runs-order.jsonl` and those of the same seeds in `runs.jsonl`.
 """
@@ -25,7 +25,7 @@ order.POOL = 1
 
 
 def scores(file: Path, lr: float) -> dict[int, float]:
-    """Return standard fine-tuning's mean score over the zero-shot languages of POS by seed, in %."""
+    """Return standard fine-tuning's mean score over zero-shot languages of POS by seed, in %."""
     languages = read_analysis_plan(HERE / "report.toml").languages["pos"]
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return {
