@@ -55,6 +55,16 @@ def make_result(
     }
 
 
+def flat(value: float) -> dict[str, float]:
+    """The same score in the languages of QADSM."""
+    return dict.fromkeys(TASKS["qadsm"].languages, value)
+
+
+def qadsm(method: str, seed: int, value: float, **settings: Any) -> dict[str, Any]:
+    """A run of a task with three languages."""
+    return make_result("qadsm", method, seed, flat(value), **settings)
+
+
 def put(folder: Path, *results: Mapping[str, Any]) -> Path:
     """Write results as a sweep would lay them out; return the folder."""
     for result in results:

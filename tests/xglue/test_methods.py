@@ -1,9 +1,6 @@
 """Laws of the methods: what each row does to a model while it is trained."""
 
-import json
 import math
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,211 +10,18 @@ pytest.importorskip("transformers", reason="needs the extra xglue")
 pytest.importorskip("datasets", reason="needs the extra xglue")
 
 import torch
-from helpers.xglue_files import write_archive
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    CanineConfig,
-    TrainerCallback,
-    XLMConfig,
-)
+from helpers.recorded_runs import with_gradient
 
-from graddrop.exemptions import EXEMPTIONS, head_of
+from graddrop.exemptions import EXEMPTIONS
 from graddrop.mask import layer_of
 from graddrop.xglue.controls import mean_step
 from graddrop.xglue.heads import model as model_module
 from graddrop.xglue.heads.model import load_model, load_tokenizer
-from graddrop.xglue.methods import (
-    METHODS,
-    check_layers,
-    freeze_for,
-    parameter_groups,
-    release_order,
-)
+from graddrop.xglue.methods import parameter_groups
 from graddrop.xglue.tasks import get_task
-from graddrop.xglue.training import run as train_module
 from graddrop.xglue.training import trainer as trainer_module
-from graddrop.xglue.training.run import FinetuneConfig, finetune
+from graddrop.xglue.training.run import FinetuneConfig
 from graddrop.xglue.training.steps import Steps
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy tasks; 32 sentences are 4 steps of 8 in an epoch."""
-    return write_archive(tmp_path_factory.mktemp("archive"), train=32, evaluation=3)
-
-
-class Recorder(TrainerCallback):
-    """Keeps what a function sees at each step, between backward pass and update."""
-
-    def __init__(self, look: Callable[[Any, Any], Any]) -> None:
-        self.look = look
-        self.seen: list[Any] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look."""
-        self.seen.append(self.look(kwargs["model"], kwargs["optimizer"].optimizer))
-
-
-@pytest.fixture
-def record(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[list[Any], dict[str, Any]]]:
-    """A function that runs a method and returns what was seen, and the result."""
-
-    def run(look: Callable[[Any, Any], Any], **changes: Any) -> tuple[list[Any], dict[str, Any]]:
-        recorder = Recorder(look)
-        callbacks = train_module._callbacks
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module, "_callbacks", lambda config: [*callbacks(config), recorder])
-            values = {"task": "pos", "data": str(root), "lr": 1e-3, "epochs": 3, "batch_size": 8}
-            values |= {
-                "max_length": 32,
-                "output": str(tmp_path / f"run{len(list(tmp_path.iterdir()))}"),
-            }
-            result = finetune(FinetuneConfig(**{**values, **changes}))
-        return recorder.seen, result
-
-    return run
-
-
-def with_gradient(model: Any, optimizer: Any) -> set[str]:
-    """Names of the parameters that got a gradient."""
-    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def test_head_only_trains_the_head(record: Any) -> None:
-    """No other parameter gets a gradient, and none is in the optimizer."""
-    seen, _ = record(with_gradient, method="head-only", max_steps=2)
-    assert seen == [{"classifier.weight", "classifier.bias"}] * 2
-    seen, _ = record(lambda model, o: sum(len(g["params"]) for g in o.param_groups), max_steps=1)
-    assert seen[0] > 30  # negative control: the others train everything
-
-
-def test_upper_half_trains_the_upper_layers_and_the_head(record: Any) -> None:
-    """The second of two; no embedding, and nothing of the first, is in the optimizer."""
-    seen, _ = record(with_gradient, method="upper-half", max_steps=2)
-    for names in seen:
-        assert {layer_of(name) for name in names if not name.startswith("classifier")} == {1}
-        assert {"classifier.weight", "classifier.bias"} < names
-    known, _ = record(
-        lambda model, o: {n for group in o.param_groups for n in group["param_names"]},
-        method="upper-half",
-        max_steps=1,
-    )
-    assert known == seen[:1]
-
-
-def test_gradual_unfreezing_goes_top_down_over_the_training(record: Any) -> None:
-    """Head alone; then the upper of two layers; then the lower; embeddings in the last quarter."""
-    seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4)
-    assert len(seen) == 16
-    for step, names in enumerate(seen):
-        layers = {layer_of(name) for name in names if not name.startswith("classifier")}
-        assert layers == [set(), {1}, {0, 1}, {0, 1, None}][step // 4]
-        assert {"classifier.weight", "classifier.bias"} <= names
-    # However few the epochs: everything is trained in the end, and longer than not at all.
-    seen, _ = record(with_gradient, method="gradual-unfreezing", max_steps=4)
-    everything, _ = record(with_gradient, max_steps=1)
-    assert seen[-1] == everything[0] and seen[0] < seen[1] < seen[2] < seen[3]
-
-
-def bert(folder: Path, **changes: Any) -> str:
-    """A folder with a small BERT encoder, and a tokenizer."""
-    values: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    values |= {"vocab_size": 2000, "intermediate_size": 64}
-    pooler = changes.pop("pooler", False)
-    BertModel(BertConfig(**values), add_pooling_layer=pooler).save_pretrained(folder)
-    load_tokenizer("tiny", ["a b"]).save_pretrained(folder)
-    return str(folder)
-
-
-POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
-CLASSIFIER = {"classifier.weight", "classifier.bias"}
-
-
-@pytest.mark.parametrize("pooler", [False, True])
-def test_the_head_is_what_the_encoder_did_not_bring(tmp_path: Path, pooler: bool) -> None:
-    """BERT's pooler, if the weights lack it; with a pooler of its own it is the encoder's top."""
-    name = bert(tmp_path, pooler=pooler)
-    task = get_task("xnli")
-    model = load_model(name, task, load_tokenizer(name, ()), seed=0)
-    head = CLASSIFIER if pooler else CLASSIFIER | POOLER
-    assert head_of(model) == head
-    groups = parameter_groups(model, 0.0, ("head",))
-    assert {n for g in groups if "drop_prob" in g for n, _ in g["params"]} == head
-    stages = release_order(model)
-    assert (stages[0] >= POOLER) == pooler and not any(POOLER & stage for stage in stages[1:])
-    assert {layer_of(name) for name in stages[0] - POOLER} == {1}
-    assert [{layer_of(name) for name in stage} for stage in stages[1:]] == [{0}, {None}]
-    assert frozenset().union(*stages) | head == {name for name, _ in model.named_parameters()}
-    freeze_for(model, "head")
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == head
-    freeze_for(model, "upper-half")
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == head | stages[0]
-    # A fine-tuned model brings everything; random weights bring nothing: the first rule decides.
-    model.save_pretrained(tmp_path / "tuned")
-    tuned = load_model(str(tmp_path / "tuned"), task, load_tokenizer(name, ()), seed=0)
-    assert head_of(tuned) == CLASSIFIER
-
-
-def test_a_resumed_run_has_the_head_of_its_first_attempt(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even when the folder of the encoder holds a pooler by then."""
-    name = bert(tmp_path / "bert")
-    values: dict[str, Any] = {"task": "xnli", "data": str(root), "model": name, "max_steps": 3}
-    values |= {"method": "head-only", "batch_size": 8, "max_length": 32, "save_steps": 1}
-    config = FinetuneConfig(**values, lr=1e-3, output=str(tmp_path / "run"))
-    seen: list[set[str]] = []
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Remember what is trained; end the first attempt after its first checkpoint."""
-            model = kwargs["model"]
-            seen.append({n for n, p in model.named_parameters() if p.requires_grad})
-            if len(seen) == 2:
-                raise KeyboardInterrupt
-
-    callbacks = train_module._callbacks
-    monkeypatch.setattr(train_module, "_callbacks", lambda c: [*callbacks(c), Stop()])
-    with pytest.raises(KeyboardInterrupt):
-        finetune(config)
-    bert(tmp_path / "bert", pooler=True)
-    finetune(config, resume=True)
-    assert seen == [CLASSIFIER | POOLER] * 4
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (AlbertConfig(embedding_size=16), "AlbertModel tells 0 of its 2 layers by name"),
-        (XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=2), "XLMModel tells 0 of its"),
-        (CanineConfig(), "CanineModel has several stacks of them .*initial_char_encoder"),
-    ],
-)
-def test_models_whose_layers_have_no_names_are_refused(config: Any, message: str) -> None:
-    """Instead of taking all layers for none, or three for one; others are taken."""
-    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
-    for name, value in {**small, "num_hidden_layers": 2, "vocab_size": 64}.items():
-        if not isinstance(config, XLMConfig):
-            setattr(config, name, value)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-        check_layers(BertModel(BertConfig(**small, num_hidden_layers=2)))
-    with pytest.raises(ValueError, match=message):
-        check_layers(model)
-
-
-def test_gradual_unfreezing_goes_evenly_over_a_share_of_the_training(record: Any) -> None:
-    """Three stages after the head's own, each a quarter of the first half of 16 steps."""
-    seen, _ = record(with_gradient, method="gradual-unfreezing", epochs=4, unfreeze_over=0.5)
-    released = [len({layer_of(name) for name in names} - {None}) for names in seen]
-    assert released == [0, 0, 1, 1, 2, 2, *[2] * 10]
-    embedding = "roberta.embeddings.word_embeddings.weight"
-    assert [embedding in names for names in seen] == [False] * 6 + [True] * 10
 
 
 def mask(model: Any, optimizer: Any) -> torch.Tensor:
@@ -471,31 +275,3 @@ def test_mixed_precision_trains(record: Any) -> None:
     assert mixed[name].dtype == torch.float32
     assert not torch.equal(full[name], mixed[name])
     assert 0.5 < mixed[name].norm() / full[name].norm() < 2
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_and_resumes(
-    record: Any, method: str, root: Path, tmp_path: Path
-) -> None:
-    """Bit for bit, from a checkpoint in the middle of the second of two epochs."""
-    if METHODS[method].trains == "adapters":
-        pytest.importorskip("peft", reason="needs the extra lora")
-    values: dict[str, Any] = {"task": "pos", "data": str(root), "method": method, "lr": 1e-3}
-    values |= {"epochs": 2, "batch_size": 8, "max_length": 32, "save_steps": 6}
-    config = FinetuneConfig(**values, output=str(tmp_path / "whole"))
-    seal = trainer_module.seal
-    with pytest.MonkeyPatch.context() as patch:
-
-        def seal_and_copy(checkpoint: Path, note: dict[str, Any]) -> None:
-            seal(checkpoint, note)
-            if checkpoint.name == "checkpoint-6":
-                shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-
-        patch.setattr(trainer_module, "seal", seal_and_copy)
-        whole = finetune(config)
-    resumed = finetune(FinetuneConfig(**values, output=str(tmp_path / "resumed")), resume=True)
-    assert resumed["steps"] == 8
-    assert resumed["history"] == whole["history"]
-    assert json.dumps(resumed["scores"]) == json.dumps(whole["scores"])
-    files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "resumed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
