@@ -59,20 +59,21 @@ _BLOCK = 1 << 16  # elements per pass: the int64 temporaries stay in the cache
 
 
 def philox4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, n_rounds: int = 10
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int | Tensor, n_rounds: int = 10
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32 block cipher (Salmon et al., SC11, section 3.3).
 
     Args:
         counter: four int64 tensors of one broadcastable shape, values in [0, 2**32).
-        seed: 64-bit key, in [0, 2**64).
+        seed: 64-bit key, in [0, 2**64); of several, their bits as int64 that broadcasts with the
+            counter.
         n_rounds: number of rounds; the mask contract uses 10.
 
     Returns:
         Four int64 tensors, values in [0, 2**32).
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = seed & _LOW32, seed >> 32
+    k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
     for _ in range(n_rounds):
         # int64 products wrap modulo 2**64, and the mask after >> removes the sign extension, so
         # both halves are those of the unsigned product.
@@ -169,7 +170,13 @@ def count_dropped(
 
 
 def keep_units(
-    units: Tensor, *, select: str, stream: int, seed: int, draw: int | Tensor, n_dropped: Tensor
+    units: Tensor,
+    *,
+    select: str,
+    stream: int,
+    seed: int | Tensor,
+    draw: int | Tensor,
+    n_dropped: Tensor,
 ) -> Tensor:
     """Of all units, which are kept: as many at each draw.
 
@@ -186,27 +193,28 @@ def keep_units(
     index is the draw, or the number of the round.
 
     Args:
-        units: int64 [n], ascending, on any device: ids of parameters, or layer numbers.
+        units: int64 [n] or [sets, n], ascending, on any device: ids of parameters, or layer
+            numbers. Of several sets each is chosen from by itself.
         select: one of :data:`SELECTIONS` but ``"bernoulli"``.
         stream: :data:`TENSOR_ORDER_STREAM` or :data:`LAYER_ORDER_STREAM`.
-        seed: in [0, 2**64).
-        draw: index of the mask, in [0, 2**32); a 0-dim int64 tensor is not read on the host.
-        n_dropped: n - k, int64, 0-dim, on the device of ``units``.
+        seed: in [0, 2**64); of several sets int64 [sets, 1], the same bits.
+        draw: index of the mask, in [0, 2**32); int64, 0-dim or [sets, 1], is not read on the host.
+        n_dropped: n - k, int64, 0-dim or [sets, 1], on the device of ``units``.
 
     Returns:
-        bool [n], True where the unit is kept.
+        bool of the shape of ``units``, True where the unit is kept.
     """
-    n = len(units)
-    place = torch.arange(n, device=units.device)
+    n = units.shape[-1]
+    place = torch.arange(n, device=units.device).expand_as(units)
     n_kept = n - n_dropped
     if select in ("exact", "shuffled"):
         draws_per_round = n // torch.gcd(n_kept, torch.full_like(n_kept, n))
         index = draw if select == "exact" else draw // draws_per_round
         constant = torch.zeros_like(units)
         words = philox4x32((units & _LOW32, units >> 32, constant + stream, constant + index), seed)
-        order = words[0].argsort(stable=True)
-        order = order[words[1][order].argsort(stable=True)]
-        place = torch.empty_like(order).scatter_(0, order, place)
+        order = words[0].argsort(dim=-1, stable=True)
+        order = order.gather(-1, words[1].gather(-1, order).argsort(dim=-1, stable=True))
+        place = torch.empty_like(order).scatter_(-1, order, place)
     if select == "exact":
         return place >= n_dropped
     if select == "descending":

@@ -72,6 +72,7 @@ class GroupKnobs:
         self._followed: list[_Followed] = []
         self._knobs: list[Knobs] = []  # checked, and what they were made of
         self._values: list[tuple[Any, ...]] = []
+        self._units: list[Any] = []  # by group, None where nothing is chosen by number
         self._may_change = False
         for group, schedule in zip(groups, schedules, strict=True):
             self.add(group, schedule)
@@ -110,7 +111,7 @@ class GroupKnobs:
         check_numbers(groups)
         values = [_VALUES(group) for group in groups]
         same = _are_same(values, self._values)
-        if same and not self._may_change:
+        if same and not self._may_change and self._units == _units(groups, self._knobs):
             return self._knobs
         for group in groups:
             make_plain(group)
@@ -124,8 +125,8 @@ class GroupKnobs:
             if not self._knobs:
                 _warn_without_layers(groups, knobs)
             self._knobs, self._values = knobs, values
-            # Units follow the groups' lists, which may be edited.
-            self._may_change = any(map(_may_change, values)) or any(k.counts for k in knobs)
+            self._may_change = any(map(_may_change, values))
+        self._units = _units(groups, knobs)
         return self._knobs
 
     def _of(self, groups: Sequence[Group]) -> list[_Followed]:
@@ -139,6 +140,14 @@ class GroupKnobs:
                 "or others: use add_param_group, or make another optimizer"
             )
         return [by_group[id(group)] for group in groups]
+
+
+def _units(groups: Sequence[Group], knobs: Sequence[Knobs]) -> list[Any]:
+    """What the units of each group are made of: its lists, which may be edited."""
+    return [
+        (*group["stream_ids"], *group["layers"]) if group_knobs.counts else None
+        for group, group_knobs in zip(groups, knobs, strict=True)
+    ]
 
 
 def _warn_without_layers(groups: Sequence[Group], knobs: Sequence[Knobs]) -> None:

@@ -83,7 +83,7 @@ class CpuExecutor:
             self._counters = counters
             self._finished = ctypes.c_int64.from_address(counters[abi.STEPS_FINISHED].data_ptr())
         if self._decisions:
-            decisions = self._decisions.decide(knobs, counters, self._group_table)
+            decisions = self._decisions.decide(counters, self._group_table)
             for call in self._calls:
                 call.decisions.copy_(decisions[call.rows])
         self._loss_scale = 1.0 if grad_scale is None else grad_scale.item()

@@ -82,7 +82,7 @@ class TritonExecutor:
                 if isinstance(value, Tensor):
                     self._launcher.group_table[index, column].copy_(value.reshape(()))
         if self._decisions:
-            decisions = self._decisions.decide(knobs, counters, self._launcher.group_table)
+            decisions = self._decisions.decide(counters, self._launcher.group_table)
             self._launcher.set_decisions(decisions)
         self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
         self._launcher.prepare(counters, grad_scale, found_inf)
