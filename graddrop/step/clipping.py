@@ -66,7 +66,9 @@ class Clipping:
         """What multiplies every gradient, as in ``torch.nn.utils.clip_grad_norm_``.
 
         Args:
-            norm: of all gradients, 0-dim; infinite or NaN gives NaN gradients, as in torch.
+            norm: of all gradients, 0-dim. An infinite one makes finite gradients 0 and infinite
+                ones NaN, a NaN makes all NaN, as in torch; but it is of float64, where the norm of
+                finite gradients of fewer bits is finite.
 
         Returns:
             0-dim, on the norm's device; None for an infinite bound, which nothing exceeds.

@@ -123,6 +123,51 @@ def test_what_is_dropped_may_be_anything(backend, device):
     assert float(everything.grad_norm) == math.inf
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply:RuntimeWarning")
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("masked_norm", [False, True])
+def test_norms_that_are_not_finite_do_what_they_do_in_torch(backend, device, value, masked_norm):
+    """Beside an infinity finite gradients are 0, momentum goes on; beside a NaN all are NaN."""
+    options = {"drop_prob": 0.0, "eps": 1e-2}
+    bound = {"max_grad_norm": 1.0, "masked_norm": masked_norm}
+    ours = make_optimizer(backend, device, SMALL, **options, **bound)
+    theirs = make_optimizer(backend, device, SMALL, **options)
+    for step in range(2):
+        for optimizer in (ours, theirs):
+            set_grads(params_of(optimizer), step)
+            if step == 1:
+                params_of(optimizer)[0].grad[1, 2:4] = value
+        torch.nn.utils.clip_grad_norm_(params_of(theirs), 1.0)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+    assert str(float(ours.grad_norm)) == str(abs(value))
+    for a, b in zip(snapshot(ours), snapshot(theirs), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE, equal_nan=True)
+    n_nan = sum(int(param.isnan().sum()) for param in params_of(ours))
+    assert n_nan == (105 if math.isnan(value) else 2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_gradients_whose_squares_overflow_are_clipped(backend, device, scale):
+    """By a factor that is not 0, as torch's in the gradients' own dtype would be."""
+    optimizer = make_optimizer(backend, device, SMALL, drop_prob=0.0, max_grad_norm=8.0)
+    params = params_of(optimizer)
+    set_grads(params, 0)
+    for param in params:
+        param.grad.mul_(5e37)
+    if scale is not None:
+        optimizer.grad_scale = torch.tensor([scale], device=device)
+    optimizer.step()
+    norm = norm_of(param.grad for param in params)
+    assert norm > torch.finfo(torch.float32).max
+    for param in params:
+        clipped = param.grad.double() * (8.0 / norm)
+        # of first steps the first moment is a tenth of the gradient
+        found = optimizer.state[param]["exp_avg"].double() * 10
+        torch.testing.assert_close(found, clipped, rtol=1e-4, atol=0)
+
+
 def test_norms_of_any_layout_and_dtype(backend, device):
     """Strided, unaligned and 16-bit gradients, and tensors of several kinds in one step."""
     generator = torch.Generator().manual_seed(5)
