@@ -6,7 +6,6 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from graddrop.xglue.data.layouts import DataError
 from graddrop.xglue.locks import Lock, take
@@ -20,6 +19,9 @@ MOST_GROWTH = 50
 
 SPARE = 1 << 26
 """Bytes that any archive may unpack to: a small one is padding for the most part."""
+
+MOST_HEADERS = 1 << 16
+"""Bytes of headers before one file: a long name takes some thousand, an attribute up to as many."""
 
 
 def verify_archive(path: Path) -> None:
@@ -73,9 +75,9 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Make a folder of the tasks of the table, which is there as a whole or not at all."""
     draft = folder.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
-            found = _extract(file, draft, archive)
-            _read_to_the_end(cast(BinaryIO, stream), file.offset, archive)
+        with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
+            found = _extract(file, stream, draft, archive)
+            _read_to_the_end(stream, file.offset, archive)
         if not found:
             prefixes = ", ".join(_prefixes())
             raise DataError(f"{archive}: holds none of {prefixes}")
@@ -92,11 +94,41 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _extract(file: tarfile.TarFile, draft: Path, archive: Path) -> bool:
+class _Stream(gzip.GzipFile):
+    """What the archive unpacks to, of which headers may take only so much.
+
+    `tarfile` reads whatever length a header names in one piece, before anybody can look at it.
+
+    Attributes:
+        left: Bytes that may be read before the next file; None: as many as one likes.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(archive)
+        self.left: int | None = MOST_HEADERS
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.left is not None:
+            if size is None or not 0 <= size <= self.left:
+                raise DataError(
+                    f"{self.name}: expected at most {MOST_HEADERS:,} bytes of headers before a "
+                    "file, found more"
+                )
+            self.left -= size
+        return super().read(size)
+
+
+def _extract(file: tarfile.TarFile, stream: _Stream, draft: Path, archive: Path) -> bool:
     """Write the tasks' files below a folder; return whether there were any."""
     most = SPARE + MOST_GROWTH * archive.stat().st_size
     found = False
-    for member in file:
+    while True:
+        stream.left = MOST_HEADERS
+        member = file.next()
+        stream.left = None
+        file.members.clear()  # type: ignore[attr-defined]  # or they would pile up
+        if member is None:
+            return found
         if member.size < 0 or member.issparse():
             raise DataError(f"{archive}: expected plain files, found {member.name!r} with holes")
         if member.offset_data + member.size > most:
@@ -120,10 +152,9 @@ def _extract(file: tarfile.TarFile, draft: Path, archive: Path) -> bool:
             copy.flush()
             os.fsync(copy.fileno())
         found = True
-    return found
 
 
-def _read_to_the_end(stream: BinaryIO, position: int, archive: Path) -> None:
+def _read_to_the_end(stream: _Stream, position: int, archive: Path) -> None:
     """Read what follows the last member, after which the checksum stands.
 
     `tarfile` stops at whatever is no header, as if the archive ended there.

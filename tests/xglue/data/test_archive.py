@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,6 +233,80 @@ def test_members_grow_together(
     assert cache() == before
     monkeypatch.setattr(archives, "SPARE", sum(sizes) + 1024)
     assert (unpacked(path) / FILE).read_bytes() == b"a X\n"
+
+
+LONG = 1 << 25
+"""Bytes that a header claims, and has."""
+
+
+def _header(kind: bytes, size: int, holes_go_on: bool = False) -> bytes:
+    member = tarfile.TarInfo("x")
+    member.type, member.size = kind, size
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[482] = holes_go_on
+    block[148:155] = b"%06o\0" % tarfile.calc_chksums(block)[0]
+    return bytes(block)
+
+
+def _pax(**values: str) -> bytes:
+    member = tarfile.TarInfo("xglue_full_dataset/POS/de.dev")
+    member.pax_headers = {name.replace("_", "."): value for name, value in values.items()}
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "pax": lambda: _header(tarfile.XHDTYPE, LONG),
+    "global": lambda: _header(tarfile.XGLTYPE, LONG),
+    "name": lambda: _header(tarfile.GNUTYPE_LONGNAME, LONG),
+    "link": lambda: _header(tarfile.GNUTYPE_LONGLINK, LONG),
+    "many": lambda: (_header(tarfile.XHDTYPE, 60_000) + bytes(60_416)) * 200,
+    "holes": lambda: (
+        _pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"99999999\n" + b"0\n" * (LONG // 8)
+    ),
+    "old holes": lambda: (
+        _header(tarfile.GNUTYPE_SPARSE, LONG, True)
+        + (b"%011o\0" % 1 * 42 + b"\1" + bytes(7)) * (LONG // 2048)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_take_no_more_memory_than_names(kind: str, tmp_path: Path) -> None:
+    """Whatever a header claims: it is refused before it is read, with the archive's name."""
+    begun = gzip.decompress(make(tmp_path, [(tarfile.TarInfo(FILE), b"a X\n")]).read_bytes())
+    path = tmp_path / "long.tar.gz"
+    path.write_bytes(gzip.compress(begun[:1024] + HEADERS[kind]() + bytes(LONG), 1))
+    before = cache()
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: expected "):
+            unpacked(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20 and cache() == before
+
+
+def test_headers_may_say_what_names_and_attributes_take(tmp_path: Path) -> None:
+    """Control; and what was read of one file is not counted for the next."""
+    members = [(tarfile.TarInfo(f"{FILE}{n}"), b"a X\n") for n in range(3)]
+    for member, _ in members:
+        member.pax_headers = {"SCHILY.xattr.user.note": "x" * 60_000}
+    folder = unpacked(make(tmp_path, members))
+    assert [(folder / member.name).read_bytes() for member, _ in members] == [b"a X\n"] * 3
+
+
+def test_members_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    """However many there are."""
+    path = make(tmp_path, [(tarfile.TarInfo(f"elsewhere/{n}"), b"") for n in range(10_000)])
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="holds none of"):
+            unpacked(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20  # the end is read in pieces of one
 
 
 def test_names_may_begin_with_a_dot(tmp_path: Path) -> None:
