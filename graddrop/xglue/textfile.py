@@ -3,7 +3,6 @@
 import json
 import re
 import reprlib
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +87,14 @@ class _Shortened(reprlib.Repr):
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal or a browser would obey instead of showing it.
+    """Escape what a terminal or a browser would obey, or not show, instead of showing it.
 
-    Control characters other than line feeds and TABs, those that turn the direction of writing,
-    and halves of surrogate pairs.
+    That is what `repr` escapes (:meth:`str.isprintable`: control and format characters, unassigned
+    and private ones, halves of surrogate pairs, and all that separates but the space), without line
+    feeds and TABs.
     """
     return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else ascii(character)[1:-1]
+        character if character in "\n\t" or character.isprintable() else ascii(character)[1:-1]
         for character in text
     )
 

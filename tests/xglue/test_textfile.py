@@ -1,11 +1,14 @@
 """Laws of text and JSON files from elsewhere."""
 
+import ast
 import json
+import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from graddrop.xglue.textfile import TextFileError, brief, read_json, read_text
+from graddrop.xglue.textfile import TextFileError, brief, printable, read_json, read_text
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
@@ -66,3 +69,24 @@ def test_values_are_shown_in_a_few_characters() -> None:
         assert "0x10000" in brief(huge) and len(brief(huge)) < 100
     assert brief(10**30) == f"1{'0' * 30}"
     assert brief("\x1b[2J\u202e") == r"'\x1b[2J\u202e'"
+
+
+def test_only_what_shows_itself_is_shown() -> None:
+    """Of all characters; the others are told from each other, and nothing is lost."""
+    hidden = set()
+    for character in map(chr, range(sys.maxunicode + 1)):
+        shown = printable(character)
+        if shown != character:
+            assert shown.isascii() and ast.literal_eval(f"'{shown}'") == character
+            hidden.add(character)
+    categories = {unicodedata.category(character) for character in hidden}
+    assert categories == {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+    others = set(map(chr, range(sys.maxunicode + 1))) - hidden
+    assert {c for c in others if unicodedata.category(c)[0] in "CZ"} == {" ", "\n", "\t"}
+
+
+@pytest.mark.parametrize("line", "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+def test_a_line_of_data_stays_one_line(line: str) -> None:
+    """Whatever ends one somewhere is shown, as in the middle of a text of any length."""
+    assert printable(f"a{line}b\nc") == f"a{ascii(line)[1:-1]}b\nc"
+    assert len(printable(f"a{line}b").splitlines()) == 1

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from graddrop.xglue.textfile import printable
+
 
 def seconds_left(
     seconds: Mapping[str, Sequence[float]], unfinished: Iterable[str], places: int
@@ -70,7 +72,7 @@ class SweepProgress:
     def failed(self, folder: str, error: str) -> None:
         """Count a run that has failed, and say so."""
         self._failed += 1
-        self._bar.write(f"failed: {folder}: {error}", file=sys.stderr)
+        self._bar.write(printable(f"failed: {folder}: {error}"), file=sys.stderr)
         self._ended(folder)
 
     def left_out(self, folder: str) -> None:

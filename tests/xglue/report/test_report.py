@@ -383,6 +383,11 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("| task ")
     assert shown[-2:] == [str(folder / "report.md"), str(folder / "report.html")]
+    odd = make_result("qam", "standard", 1, {"en": 0.5})
+    odd["config"]["precision"] = "\x1b[2J"
+    put(folder, odd)
+    assert main(["report", str(folder)]) == 0
+    assert "\x1b" not in (screen := capsys.readouterr().out) and "x1b" in screen
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
     assert "expected finished runs" in capsys.readouterr().err

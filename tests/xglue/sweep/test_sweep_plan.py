@@ -13,7 +13,7 @@ from graddrop.xglue.methods import METHODS
 from graddrop.xglue.report.analysis_plan import read_analysis_plan
 from graddrop.xglue.settings import make_config, read_settings
 from graddrop.xglue.sweep.plan import SweepPlan, read_plan
-from graddrop.xglue.sweep.progress import seconds_left
+from graddrop.xglue.sweep.progress import SweepProgress, seconds_left
 
 DOCS = ROOT / "docs"
 
@@ -273,6 +273,15 @@ def test_bad_files_of_settings_are_refused(
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_settings(tmp_path / name)
+
+
+def test_what_a_run_died_of_does_not_command_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its error may quote the data."""
+    with SweepProgress({"a": "pos"}, 1) as progress:
+        progress.failed("a", "found \x1b[2J\u202e\u2028")
+    assert r"failed: a: found \x1b[2J\u202e\u2028" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["p.toml", "p.yaml", "p.yml"])
