@@ -34,16 +34,21 @@ def installs(text):
 
 
 def wrong_installs(text):
-    """Those that name us as an index would: no index has us. A checkout is ".", with extras."""
-    return [line for line in installs(text) if re.search(r"\bgraddrop\b", line)]
+    """Those that name us as an index would: no index has us. A checkout is ".", with extras.
+
+    Quoted, since to some shells brackets are a pattern.
+    """
+    return [line for line in installs(text) if re.search(r"\bgraddrop\b|(?<!\")\.\[", line)]
 
 
 def test_every_pip_line_can_work():
     """Documents and messages install a checkout, by extras that there are, or others' packages."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = set(extras["optional-dependencies"])
-    files = [README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
-    files += [*ROOT.glob("graddrop/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+    patterns = ["*.md", "*.txt", "*.toml", "*.py", "Makefile", "docs/**/*.md", "docs/**/*.toml"]
+    patterns += [f"{folder}/**/*.py" for folder in ("graddrop", "kernels", "examples", "bench")]
+    files = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    assert {"CHANGELOG.md", "constraints.txt", "lora.py"} <= {path.name for path in files}
     lines = {path: installs(path.read_text(encoding="utf-8")) for path in files}
     assert sum(map(len, lines.values())) >= 5
     for path, found in lines.items():
@@ -53,3 +58,4 @@ def test_every_pip_line_can_work():
                 assert set(names.split(",")) <= known, (path, line)
     assert wrong_installs('pip install "graddrop[xglue]"')  # negative controls
     assert wrong_installs('pip install "graddrop[xglue] @ ."')
+    assert wrong_installs("pip install .[xglue]")
