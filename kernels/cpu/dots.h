@@ -19,10 +19,11 @@ namespace graddrop {
 struct Dots {
     double gg = 0, gm = 0, mm = 0;
 
-    void add(const Dots& other) {
+    Dots& operator+=(const Dots& other) {
         gg += other.gg;
         gm += other.gm;
         mm += other.mm;
+        return *this;
     }
 };
 
@@ -91,8 +92,8 @@ inline Dots dot_contiguous(const Tensor& t, const Kernel& kernel, DotBlock dot_b
     visit_contiguous(t, kernel, tile, [&](int64_t element, Range range, Bits, Bits) {
         const Operands ahead = operands_ahead(t, kernel, element);
         if (range.to - range.from == BLOCK) {
-            dots.add(dot_block(at(t.grad, element, kernel.grad_size),
-                               at(t.exp_avg, element, kernel.moment_size), ahead));
+            dots += dot_block(at(t.grad, element, kernel.grad_size),
+                              at(t.exp_avg, element, kernel.moment_size), ahead);
             return;
         }
         Copy copy;
@@ -101,7 +102,7 @@ inline Dots dot_contiguous(const Tensor& t, const Kernel& kernel, DotBlock dot_b
                     n * kernel.grad_size);
         std::memcpy(copy.exp_avg, at(t.exp_avg, element + range.from, kernel.moment_size),
                     n * kernel.moment_size);
-        dots.add(dot_block(copy.grad, copy.exp_avg, ahead));
+        dots += dot_block(copy.grad, copy.exp_avg, ahead);
     });
     return dots;
 }
@@ -121,7 +122,7 @@ inline Dots dot_strided(const Tensor& t, const Kernel& kernel, DotBlock dot_bloc
                        at(t.exp_avg, entry.moment, kernel.moment_size), kernel.moment_size);
         }
         const Operands block{copy.param, copy.grad, copy.exp_avg, copy.exp_avg_sq};
-        dots.add(dot_block(copy.grad, copy.exp_avg, block));
+        dots += dot_block(copy.grad, copy.exp_avg, block);
     }
     return dots;
 }

@@ -31,26 +31,44 @@ namespace {
 // together although tensors cost differently.
 constexpr int64_t TILES_PER_CHUNK = 32;
 
+// Where a call finds its tensors.
+struct Tables {
+    const int64_t* tensors;  // [n_tensors, N_TENSOR_COLUMNS]
+    int64_t n_tensors;
+    const int64_t* layouts;   // [n_strided, N_LAYOUT_COLUMNS]
+    const double* groups;     // [n_groups, N_GROUP_COLUMNS]
+    const int64_t* counters;  // [2], only read
+};
+
+struct Threads {
+    int n;                // >= 1
+    void* gomp_parallel;  // GOMP_parallel of torch's OpenMP or null
+};
+
 struct Work {
     Kernel kernel;
-    BiasCorrections bias_corrections;  // of the tensor that was derived last
-    std::vector<Tensor> tensors;  // by first_tile, none without tiles; room for all is reserved
+    std::vector<Tensor> tensors;  // by first_tile, none without tiles
     int64_t n_tiles = 0;
     std::atomic<int64_t> next_tile{0};
-    // for sums of squares
-    SumBlock sum_all = nullptr, sum_kept = nullptr;
-    std::vector<double> sums;  // by tile: added up in their order, whoever computed them
-    // for products of gradients and moments
-    DotBlock dot_block = nullptr;
-    std::vector<Dots> dots;  // by tile, likewise
 
-    void add(Tensor t, int64_t index) {
-        t.index = index;
-        t.first_tile = n_tiles;
-        n_tiles += t.n_tiles;
-        if (t.n_tiles == 0) return;
-        tensors.push_back(t);
-        if (tensors.size() > 1) (&tensors.back())[-1].next = &tensors.back();
+    // Takes the tensors that have a gradient, as admit(tensor) leaves them; where that returns
+    // false, it stays out. Throws std::bad_alloc, if at all, before the first is admitted.
+    template <typename Admit>
+    void take(const Tables& tables, double grad_factor, const Admit& admit) {
+        BiasCorrections bias_corrections;  // of the tensor that was derived last
+        tensors.reserve(size_t(tables.n_tensors));
+        for (int64_t i = 0; i < tables.n_tensors; ++i) {
+            const int64_t* row = tables.tensors + i * N_TENSOR_COLUMNS;
+            if (row[GRAD] == NO_GRAD) continue;
+            Tensor t = derive_tensor(row, tables.layouts, tables.groups, tables.counters,
+                                     grad_factor, kernel, bias_corrections);
+            t.index = i;
+            if (!admit(t) || t.n_tiles == 0) continue;
+            t.first_tile = n_tiles;
+            n_tiles += t.n_tiles;
+            tensors.push_back(t);
+            if (tensors.size() > 1) (&tensors.back())[-1].next = &tensors.back();
+        }
     }
 };
 
@@ -71,55 +89,60 @@ void share(Work& work, const OnTile& on_tile) {
     }
 }
 
-void step_tiles(void* data) {
-    Work& work = *static_cast<Work*>(data);
-    share(work, [&](const Tensor& t, int64_t tile) {
-        if (t.layout)
-            step_strided(t, work.kernel, tile);
-        else
-            step_contiguous(t, work.kernel, t.begin / TILE + tile);
-    });
-}
-
-void sum_tiles(void* data) {
-    Work& work = *static_cast<Work*>(data);
-    share(work, [&](const Tensor& t, int64_t tile) {
-        const SumBlock sum_block = t.source == SOURCE_NONE ? work.sum_all : work.sum_kept;
-        work.sums[size_t(t.first_tile + tile)] =
-            t.layout ? sum_strided(t, work.kernel, sum_block, tile)
-                     : sum_contiguous(t, work.kernel, sum_block, t.begin / TILE + tile);
-    });
-}
-
-void dot_tiles(void* data) {
-    Work& work = *static_cast<Work*>(data);
-    share(work, [&](const Tensor& t, int64_t tile) {
-        work.dots[size_t(t.first_tile + tile)] =
-            t.layout ? dot_strided(t, work.kernel, work.dot_block, tile)
-                     : dot_contiguous(t, work.kernel, work.dot_block, t.begin / TILE + tile);
-    });
-}
-
-using Run = void (*)(void* work);
+using Run = void (*)(void* data);
 using GompParallel = void (*)(Run, void*, unsigned n_threads, unsigned flags);
 
-void run_on_own_threads(Run run, Work& work, int n_threads) {
+void run_on_own_threads(Run run, void* data, int n_threads) {
     std::vector<std::thread> threads;
     try {
-        while (int(threads.size()) < n_threads - 1) threads.emplace_back(run, &work);
+        while (int(threads.size()) < n_threads - 1) threads.emplace_back(run, data);
     } catch (const std::system_error&) {  // no more to be had: those that there are do it all
     }
-    run(&work);
+    run(data);
     for (std::thread& thread : threads) thread.join();
 }
 
-void run_on_threads(Run run, Work& work, int n_threads, void* gomp_parallel) {
-    if (n_threads == 1 || work.n_tiles <= TILES_PER_CHUNK)
-        run(&work);
-    else if (gomp_parallel)
-        reinterpret_cast<GompParallel>(gomp_parallel)(run, &work, unsigned(n_threads), 0);
+// Calls on_tile(tensor, tile) once for each tile of each tensor.
+template <typename OnTile>
+void run_on_threads(Work& work, const Threads& threads, const OnTile& on_tile) {
+    struct Shared {
+        Work& work;
+        const OnTile& on_tile;
+    } shared{work, on_tile};
+    const Run run = [](void* data) {
+        const Shared& all = *static_cast<Shared*>(data);
+        share(all.work, all.on_tile);
+    };
+    if (threads.n == 1 || work.n_tiles <= TILES_PER_CHUNK)
+        run(&shared);
+    else if (threads.gomp_parallel)
+        reinterpret_cast<GompParallel>(threads.gomp_parallel)(run, &shared, unsigned(threads.n), 0);
     else
-        run_on_own_threads(run, work, n_threads);
+        run_on_own_threads(run, &shared, threads.n);
+}
+
+// Calls write(tensor, sum) for each tensor of which tiles are taken, with the sum of what
+// on_tile(tensor, tile) returned. Tiles are added up in their order, whoever computed them: the
+// same bits for any number of threads. Returns 0, or 1 if memory ran out.
+template <typename Sum, typename Admit, typename OnTile, typename Write>
+int sum_tiles(Work& work, const Tables& tables, const Threads& threads, const Admit& admit,
+              const OnTile& on_tile, const Write& write) {
+    std::vector<Sum> parts;  // by tile
+    try {
+        work.take(tables, 1.0, admit);
+        parts.resize(size_t(work.n_tiles));
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    run_on_threads(work, threads, [&](const Tensor& t, int64_t tile) {
+        parts[size_t(t.first_tile + tile)] = on_tile(t, tile);
+    });
+    for (const Tensor& t : work.tensors) {
+        Sum sum{};
+        for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum += parts[size_t(t.first_tile + tile)];
+        write(t, sum);
+    }
+    return 0;
 }
 
 }  // namespace
@@ -153,22 +176,24 @@ EXPORT int graddrop_step(const int64_t* tensor_table,  // [n_tensors, N_TENSOR_C
     using namespace graddrop;
     Work work;
     work.kernel = kernel_of(Isa(isa), Dtype(param_dtype), Dtype(grad_dtype), Dtype(moment_dtype));
+    const Tables tables{tensor_table, n_tensors, layout_table, group_table, counters};
     try {
-        work.tensors.reserve(size_t(n_tensors));
+        work.take(tables, grad_factor, [&](Tensor& t) {
+            float& step_size = t.scalars.step_size;
+            if (step_scales) step_size = float(step_size * step_scales[t.index]);
+            if (t.dropped && t.site == SITE_FREEZE) return false;  // its step counter stays, too
+            *t.finished += 1;
+            return true;
+        });
     } catch (const std::bad_alloc&) {
         return 1;
     }
-    for (int64_t i = 0; i < n_tensors; ++i) {
-        const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
-        if (row[GRAD] == NO_GRAD) continue;
-        Tensor t = derive_tensor(row, layout_table, group_table, counters, grad_factor, work.kernel,
-                                 work.bias_corrections);
-        if (step_scales) t.scalars.step_size = float(t.scalars.step_size * step_scales[i]);
-        if (t.dropped && t.site == SITE_FREEZE) continue;  // its step counter stays, too
-        *t.finished += 1;
-        work.add(t, i);
-    }
-    run_on_threads(step_tiles, work, n_threads, gomp_parallel);
+    run_on_threads(work, {n_threads, gomp_parallel}, [&](const Tensor& t, int64_t tile) {
+        if (t.layout)
+            step_strided(t, work.kernel, tile);
+        else
+            step_contiguous(t, work.kernel, t.begin / TILE + tile);
+    });
     return 0;
 }
 
@@ -189,35 +214,27 @@ EXPORT int graddrop_grad_squares(const int64_t* tensor_table,  // as for graddro
     using namespace graddrop;
     Work work;
     work.kernel = kernel_of(Isa(isa), FLOAT32, Dtype(grad_dtype), FLOAT32);
-    work.sum_all = sum_block_of<false>(Isa(isa), Dtype(grad_dtype));
-    work.sum_kept = sum_block_of<true>(Isa(isa), Dtype(grad_dtype));
-    try {
-        work.tensors.reserve(size_t(n_tensors));
-        for (int64_t i = 0; i < n_tensors; ++i) {
-            const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
-            if (row[GRAD] == NO_GRAD) continue;
-            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel,
-                                     work.bias_corrections);
-            const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
-            if (!masked || !on_grad)
-                t.source = SOURCE_NONE;
-            else if (t.dropped)
-                t.n_tiles = 0;
-            work.add(t, i);
-        }
-        work.sums.resize(size_t(work.n_tiles));
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    run_on_threads(sum_tiles, work, n_threads, gomp_parallel);
+    const SumBlock sum_all = sum_block_of<false>(Isa(isa), Dtype(grad_dtype));
+    const SumBlock sum_kept = sum_block_of<true>(Isa(isa), Dtype(grad_dtype));
     std::fill(squares, squares + n_tensors, 0.0);
-    for (const Tensor& t : work.tensors) {
-        double sum = 0;
-        for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum += work.sums[t.first_tile + tile];
-        const double factor = masked ? t.scalars.grad_factor : 1.0;
-        squares[t.index] = sum * factor * factor;
-    }
-    return 0;
+    return sum_tiles<double>(
+        work, {tensor_table, n_tensors, layout_table, group_table, counters},
+        {n_threads, gomp_parallel},
+        [&](Tensor& t) {
+            const bool on_grad = t.site == SITE_GRAD || t.site == SITE_FREEZE;
+            if (masked && on_grad) return !t.dropped;
+            t.source = SOURCE_NONE;
+            return true;
+        },
+        [&](const Tensor& t, int64_t tile) {
+            const SumBlock sum_block = t.source == SOURCE_NONE ? sum_all : sum_kept;
+            return t.layout ? sum_strided(t, work.kernel, sum_block, tile)
+                            : sum_contiguous(t, work.kernel, sum_block, t.begin / TILE + tile);
+        },
+        [&](const Tensor& t, double sum) {
+            const double factor = masked ? t.scalars.grad_factor : 1.0;
+            squares[t.index] = sum * factor * factor;
+        });
 }
 
 // Products of the gradients that the next step will take with their first moments, as they are, and
@@ -238,32 +255,25 @@ EXPORT int graddrop_moment_dots(const int64_t* tensor_table,  // as for graddrop
     using namespace graddrop;
     Work work;
     work.kernel = kernel_of(Isa(isa), FLOAT32, Dtype(grad_dtype), Dtype(moment_dtype));
-    work.dot_block = dot_block_of(Isa(isa), Dtype(grad_dtype), Dtype(moment_dtype));
-    try {
-        work.tensors.reserve(size_t(n_tensors));
-        for (int64_t i = 0; i < n_tensors; ++i) {
-            const int64_t* row = tensor_table + i * N_TENSOR_COLUMNS;
-            if (row[GRAD] == NO_GRAD) continue;
-            Tensor t = derive_tensor(row, layout_table, group_table, counters, 1.0, work.kernel,
-                                     work.bias_corrections);
-            t.source = SOURCE_NONE;
-            work.add(t, i);
-        }
-        work.dots.resize(size_t(work.n_tiles));
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    run_on_threads(dot_tiles, work, n_threads, gomp_parallel);
+    const DotBlock dot_block = dot_block_of(Isa(isa), Dtype(grad_dtype), Dtype(moment_dtype));
     std::fill(dots, dots + 3 * n_tensors, 0.0);
-    for (const Tensor& t : work.tensors) {
-        Dots sum;
-        for (int64_t tile = 0; tile < t.n_tiles; ++tile) sum.add(work.dots[t.first_tile + tile]);
-        double* const out = dots + 3 * t.index;
-        out[0] = sum.gg;
-        out[1] = sum.gm;
-        out[2] = sum.mm;
-    }
-    return 0;
+    return sum_tiles<Dots>(
+        work, {tensor_table, n_tensors, layout_table, group_table, counters},
+        {n_threads, gomp_parallel},
+        [](Tensor& t) {
+            t.source = SOURCE_NONE;
+            return true;
+        },
+        [&](const Tensor& t, int64_t tile) {
+            return t.layout ? dot_strided(t, work.kernel, dot_block, tile)
+                            : dot_contiguous(t, work.kernel, dot_block, t.begin / TILE + tile);
+        },
+        [&](const Tensor& t, const Dots& sum) {
+            double* const out = dots + 3 * t.index;
+            out[0] = sum.gg;
+            out[1] = sum.gm;
+            out[2] = sum.mm;
+        });
 }
 
 // Writes the records of tensors. Returns 0, or -1 with Python's error set.
