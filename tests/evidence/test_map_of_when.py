@@ -73,3 +73,10 @@ def test_a_planted_slope_is_found_and_none_where_there_is_none():
     assert when.slope([1.0, 2.0, 3.0, 3.0], [2.0, 4.0, 6.0, 6.0])[0] == pytest.approx(2)
     chances = [when.slope(x, [draw.gauss(0, 1) for _ in x])[1] for _ in range(100)]
     assert 0 < sum(chance < 0.1 for chance in chances) < 25
+
+
+def test_the_page_has_the_map_of_the_rows(capsys):
+    """Table and slopes between their marks in `docs/evidence.md`."""
+    page = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
+    when.main()
+    assert capsys.readouterr().out.strip() in page
