@@ -36,3 +36,21 @@ def work(job: str) -> tuple[int, str | None, str]:
         Path(rest).write_text(str(os.getpid()))
         time.sleep(60)
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), job
+
+
+def page_faults(_: str) -> int:
+    """Pages that are asked for anew while tensors of 4 to 100 MB come and go like a step's."""
+    import resource
+
+    import torch
+
+    def step() -> None:
+        activations = [torch.ones(1_000_000 * (1 + i % 4)) for i in range(12)]
+        activations.append(torch.ones(25_000_000))
+
+    for _ in range(3):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

@@ -18,6 +18,15 @@ TICK = 1.0
 """Seconds after which a caller hears from us although nothing has ended."""
 
 
+# glibc gives large tensors back to the system at each step and takes them again page by page, which
+# took longer than the arithmetic of a small model (docs/xglue.md): it keeps them, in large pages.
+_KEEPS_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
 class Outcome(NamedTuple):
     """How a job has ended.
 
@@ -90,7 +99,8 @@ def local_environments(count: int | None = None) -> list[dict[str, str]]:
         count: Number of processes; None means one per GPU or, without any, one per core.
 
     Returns:
-        Variables of the environment for each process: its GPU, or its share of the cores.
+        Variables of the environment for each process: its GPU; or its share of the cores, and what
+        makes glibc keep its memory, unless the user has set that.
 
     Raises:
         ValueError: If `count` is not positive.
@@ -109,7 +119,8 @@ def local_environments(count: int | None = None) -> list[dict[str, str]]:
     affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     count = count or cores
-    return [{"OMP_NUM_THREADS": str(max(1, cores // count))}] * count
+    keeps = {name: value for name, value in _KEEPS_MEMORY.items() if name not in os.environ}
+    return [{"OMP_NUM_THREADS": str(max(1, cores // count)), **keeps}] * count
 
 
 class _Worker:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -113,11 +114,27 @@ def test_a_worker_killed_while_it_waits_costs_nothing() -> None:
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread for each of as many processes as there are cores; more for fewer."""
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert local_environments() == [{"OMP_NUM_THREADS": "1"}] * 6
-    assert local_environments(2) == [{"OMP_NUM_THREADS": "3"}] * 2
-    assert local_environments(9) == [{"OMP_NUM_THREADS": "1"}] * 9
+    for count, threads in ((None, "1"), (2, "3"), (9, "1")):
+        shares = local_environments(count)
+        assert [share["OMP_NUM_THREADS"] for share in shares] == [threads] * (count or 6)
     with pytest.raises(ValueError, match="workers must be positive, got 0"):
         local_environments(0)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what machines without a GPU do")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_processes_keep_the_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors that come and go cost no page a second time; what the user has set stays."""
+    for name in (*workers._KEEPS_MEMORY, "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    shares = [{"OMP_NUM_THREADS": "1"}, local_environments(1)[0]]
+    taken, kept = (
+        next(o for o in run_jobs(jobs.page_faults, ["large"], [share]) if o).value
+        for share in shares
+    )
+    assert taken > 10_000 and kept < 100
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert "GLIBC_TUNABLES" not in local_environments(1)[0]
 
 
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
