@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
@@ -142,40 +143,18 @@ class TritonStep:
             float64 [n_tensors, 3] on the device: sums of g g, g m and m m, the gradients as they
             enter the moments but for a positive factor. Of other tensors zeros.
         """
-        if self._sums is None:
-            self._sums = self._plan_sums()
-        partials = self._sums[1]
-        first = 0  # of the launch's partial sums
+        partials = self._partials()
         with self._on_device():
-            for launch in self._launches:
-                n_chunks = len(launch.chunks)
+            for launch, first in self._first_partials():
                 _, grad_dtype, moment_dtype = launch.dtypes
-                constants = {
-                    "GRAD_DTYPE": DTYPES[grad_dtype],
-                    "MOMENT_DTYPE": DTYPES[moment_dtype],
-                }
-                at = partials, first, partials.shape[1]
-                if launch.dotted and launch.strided:
-                    strided_dots[(n_chunks,)](
-                        launch.chunks,
-                        self._tensor_table,
-                        self._layout_table,
-                        *at,
-                        **constants,
-                        **self._options(vector=4),
+                if launch.dotted:
+                    self._launch(
+                        launch,
+                        (dense_dots, strided_dots),
+                        (partials, first, partials.shape[1]),
+                        {"GRAD_DTYPE": DTYPES[grad_dtype], "MOMENT_DTYPE": DTYPES[moment_dtype]},
+                        vector=4,
                     )
-                elif launch.dotted:
-                    dense_dots[(n_chunks,)](
-                        launch.chunks,
-                        self._tensor_table,
-                        *at,
-                        launch.tiles,
-                        **constants,
-                        ALIGNED=launch.aligned,
-                        VECTOR=4,
-                        **self._options(vector=4),
-                    )
-                first += n_chunks
             dots = torch.stack([self._sum_chunks(each, False, None) for each in partials], dim=1)
         dots[:, 1] *= self._floats[:, GRAD_FACTOR.value].sign()
         return dots
@@ -193,48 +172,37 @@ class TritonStep:
         Returns:
             float64 [n_tensors] on the device.
         """
+        partials = self._partials()
+        with self._on_device():
+            for launch, first in self._first_partials():
+                grad_dtype = launch.dtypes[1]
+                if not launch.dotted:  # there the masks, on updates, drop nothing of gradients
+                    self._launch(
+                        launch,
+                        (dense_squares, strided_squares),
+                        (self._ints, partials, first),
+                        {
+                            "GRAD_DTYPE": DTYPES[grad_dtype],
+                            "MASKED": masked,
+                            "MODES": launch.modes if masked else 1,
+                        },
+                        vector=16 // grad_dtype.itemsize,  # 128 bits
+                        PTX=compiles_to_ptx(),
+                    )
+            return self._sum_chunks(partials[0], masked, grad_scale)
+
+    def _partials(self) -> Tensor:
+        """Room for partial sums, see :meth:`_plan_sums`, which is asked when it is first needed."""
         if self._sums is None:
             self._sums = self._plan_sums()
-        partials = self._sums[1]
-        first = 0  # of the launch's partial sums
-        with self._on_device():
-            for launch in self._launches:
-                n_chunks = len(launch.chunks)
-                constants = {
-                    "GRAD_DTYPE": DTYPES[launch.dtypes[1]],
-                    "MASKED": masked,
-                    "MODES": launch.modes if masked else 1,
-                }
-                if launch.dotted:
-                    pass  # the masks, on their updates, drop nothing of these gradients
-                elif launch.strided:
-                    strided_squares[(n_chunks,)](
-                        launch.chunks,
-                        self._tensor_table,
-                        self._layout_table,
-                        self._ints,
-                        partials,
-                        first,
-                        **constants,
-                        **self._options(vector=4),
-                    )
-                else:
-                    vector = 16 // launch.dtypes[1].itemsize  # 128 bits
-                    dense_squares[(n_chunks,)](
-                        launch.chunks,
-                        self._tensor_table,
-                        self._ints,
-                        partials,
-                        first,
-                        launch.tiles,
-                        **constants,
-                        ALIGNED=launch.aligned,
-                        VECTOR=vector,
-                        PTX=compiles_to_ptx(),
-                        **self._options(vector),
-                    )
-                first += n_chunks
-            return self._sum_chunks(partials[0], masked, grad_scale)
+        return self._sums[1]
+
+    def _first_partials(self) -> Iterator[tuple[Launch, int]]:
+        """The launches, each with the number of its first chunk's sum."""
+        first = 0
+        for launch in self._launches:
+            yield launch, first
+            first += len(launch.chunks)
 
     def _sum_chunks(self, partials: Tensor, masked: bool, grad_scale: Tensor | None) -> Tensor:
         """Each tensor's sum of its chunks' sums: float64 [n_tensors]."""
@@ -264,37 +232,55 @@ class TritonStep:
             self._floats[:, STEP_SIZE.value].mul_(step_scales)
         with self._on_device():
             for launch in self._launches:
-                constants = {
-                    **dtype_constants(launch.dtypes),
-                    "MODES": launch.modes,
-                    "STOCHASTIC": launch.stochastic,
-                    "PTX": compiles_to_ptx(),
-                }
-                crowded = is_crowded(launch.modes, launch.stochastic)
-                if launch.strided:
-                    strided_step[(len(launch.chunks),)](
-                        launch.chunks,
-                        self._tensor_table,
-                        self._layout_table,
-                        self._floats,
-                        self._ints,
-                        **constants,
-                        **self._options(vector=4),
-                    )
-                else:
-                    vector = vector_width(launch.dtypes, launch.modes, launch.stochastic)
-                    dense_step[(len(launch.chunks),)](
-                        launch.chunks,
-                        self._tensor_table,
-                        self._floats,
-                        self._ints,
-                        launch.tiles,
-                        **constants,
-                        ALIGNED=launch.aligned,
-                        VECTOR=vector,
-                        **self._options(vector, crowded),
-                    )
+                self._launch(
+                    launch,
+                    (dense_step, strided_step),
+                    (self._floats, self._ints),
+                    {
+                        **dtype_constants(launch.dtypes),
+                        "MODES": launch.modes,
+                        "STOCHASTIC": launch.stochastic,
+                        "PTX": compiles_to_ptx(),
+                    },
+                    vector=vector_width(launch.dtypes, launch.modes, launch.stochastic),
+                    crowded=is_crowded(launch.modes, launch.stochastic),
+                )
                 self._n_launched += 1
+
+    def _launch(
+        self,
+        launch: Launch,
+        kernels: tuple[Any, Any],  # for dense and for strided tensors
+        operands: tuple[Any, ...],
+        constants: dict[str, Any],
+        *,
+        vector: int,
+        crowded: bool = False,
+        **of_dense: Any,  # constants that the other kernel does not take
+    ) -> None:
+        """Launch one of two kernels, whose first and last operands and constants are alike."""
+        dense, strided = kernels
+        if launch.strided:
+            strided[(len(launch.chunks),)](
+                launch.chunks,
+                self._tensor_table,
+                self._layout_table,
+                *operands,
+                **constants,
+                **self._options(vector=4),
+            )
+        else:
+            dense[(len(launch.chunks),)](
+                launch.chunks,
+                self._tensor_table,
+                *operands,
+                launch.tiles,
+                **constants,
+                **of_dense,
+                ALIGNED=launch.aligned,
+                VECTOR=vector,
+                **self._options(vector, crowded),
+            )
 
     def _tables(self) -> Iterator[Tensor]:
         """All that is its own on the device."""

@@ -168,14 +168,27 @@ def test_a_norm_is_of_all_tensors(backend, device, masked_norm):
         assert float(optimizer.grad_norm) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_norm_reads_no_gradient_again(monkeypatch):
-    """The CPU kernel's sums of squares are not asked for where products have them."""
+def test_a_norm_reads_no_gradient_again(monkeypatch, backend, device):
+    """The kernels' sums of squares are not asked for where products have them."""
+    if backend == "reference":
+        pytest.skip("the reference has no kernel whose calls could be told")
 
-    def fail(*arguments):
-        raise AssertionError("squares were asked for")
+    class Unwanted:
+        """Stands where a kernel stood."""
 
-    optimizer = make_optimizer("cpu", max_grad_norm=1.0, **KNOBS)
-    monkeypatch.setattr("graddrop.kernels.cpu.binding.Tables.grad_squares", fail)
+        def __getitem__(self, grid):
+            raise AssertionError("squares were asked for")
+
+        def __call__(self, *arguments):
+            self[arguments]
+
+    optimizer = make_optimizer(backend, device, max_grad_norm=1.0, **KNOBS)
+    places = {
+        "cpu": ["cpu.binding.Tables.grad_squares"],
+        "triton": ["gpu.launch.dense_squares", "gpu.launch.strided_squares"],
+    }
+    for place in places[backend]:
+        monkeypatch.setattr(f"graddrop.kernels.{place}", Unwanted())
     train(optimizer, 1)
     assert optimizer.grad_norm > 0
     optimizer.param_groups[0]["rescale"] = False
