@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TextIO
 
 from graddrop import __version__
 from graddrop.xglue.names import meant
@@ -63,14 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         or `NOBODY_READS`, with a line that says how to go on.
     """
     arguments = [_dashed(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    parsed = _parser(arguments).parse_args(arguments or ["--help"])
-    command = next(row for row in COMMANDS if row.name == parsed.command)
-    status = 2
+    command, status, message = Command("", ""), 2, ""
+    leaving: SystemExit | None = None
     try:
+        parsed = _parser(arguments).parse_args(arguments or ["--help"])
+        command = next(row for row in COMMANDS if row.name == parsed.command)
         implementation = import_module(f"graddrop.xglue.commands.{command.name}")
         status = int(implementation.run(parsed))
-        sys.stdout.flush()
-        return status
+    except SystemExit as stop:  # the parser has said what there is to say
+        leaving = stop
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] == __package__:
             raise
@@ -78,16 +79,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status, message = INTERRUPTED, f"interrupted; {command.again}"
     except BrokenPipeError:
-        # Or Python would try once more when it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status, message = NOBODY_READS, f"nobody reads the output; {command.again}"
     except (ValueError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}; check the path and its permissions"
         message = f"error: {printable(text)}"
-    print(f"graddrop {command.name}: {message}", file=sys.stderr)
+    failure = _write(sys.stdout)
+    if failure is not None and not message:
+        leaving = None
+        if isinstance(failure, BrokenPipeError):
+            status, message = NOBODY_READS, f"nobody reads the output; {command.again}"
+        else:
+            status, message = 2, f"error: the output could not be written: {failure.strerror}"
+    if message:
+        message = f"{f'graddrop {command.name}'.strip()}: {message}\n"
+    _write(sys.stderr, message)
+    if leaving is not None:
+        raise leaving
     return status
+
+
+def _write(stream: TextIO | None, text: str = "") -> OSError | None:
+    """Write a text, and what was kept back before it; return what went wrong."""
+    if stream is None:  # closed by whoever started this process
+        return None
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as failure:
+        # Or Python would try once more when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return failure
+    return None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -293,6 +294,56 @@ def test_who_does_not_read_the_output_is_no_error(
     assert shown == (
         "graddrop finetune: nobody reads the output; the same command with --resume goes on\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], NOBODY_READS, "graddrop: nobody reads the output; nothing is left behind\n"),
+        (["finetune", "--version"], 2, "unrecognized arguments: --version"),
+        (["finetune", "--lr", "0"], 2, "graddrop finetune: error: "),
+    ],
+)
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_closed_pipe_takes_no_other_words_with_it(
+    arguments: list[str],
+    status: int,
+    said: str,
+    closed: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Help that nobody reads; errors that somebody does, or nobody; and Python says nothing."""
+    run = finetune.run
+    monkeypatch.setattr(finetune, "run", lambda args: print("kept back") or run(args))
+    with ExitStack() as stack:
+        for name in closed:
+            reading, writing = os.pipe()
+            os.close(reading)
+            nobody = stack.enter_context(os.fdopen(writing, "w"))
+            monkeypatch.setattr(sys, name, nobody)
+        try:
+            found = main(arguments)
+        except SystemExit as stop:
+            found = stop.code
+    assert found == (0 if status == NOBODY_READS and "stdout" not in closed else status)
+    shown = capsys.readouterr().err
+    assert (said in shown) == ("stderr" not in closed and (status == 2 or "stdout" in closed))
+
+
+def test_output_that_cannot_be_written_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the disk is full; whoever has closed the output wants none."""
+    monkeypatch.setattr(finetune, "run", lambda args: print("score") or 0)
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert main(["finetune"]) == 2
+        said = "graddrop finetune: error: the output could not be written: No space left on device"
+        assert capsys.readouterr().err == f"{said}\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["finetune"]) == 0
 
 
 def test_errors_do_not_command_the_terminal(
