@@ -15,6 +15,7 @@ from helpers.small_runs import (
 )
 
 from graddrop import FusedGradDropAdamW
+from graddrop.step.alignment import Alignments
 from graddrop.step.executors.cpu import CpuExecutor
 from graddrop.step.executors.reference import ReferenceExecutor
 from graddrop.step.executors.triton import TritonExecutor
@@ -75,20 +76,23 @@ def test_a_skipped_step_that_fails_is_not_taken_back(monkeypatch, backend, devic
     assert_goes_on_alike(optimizer, judge, 2)
 
 
-@pytest.mark.parametrize("failing", ["reference", "cpu"])
+@pytest.mark.parametrize("failing", ["reference", "cpu", "alignments"])
 def test_executors_agree_when_one_fails(monkeypatch, failing):
-    """The counts of those that had stepped are taken back: masks stay in step."""
+    """The counts of those that had stepped are taken back, be it all: masks stay in step."""
     dtypes = (torch.float32, torch.float64)
     params = [param for dtype in dtypes for param in make_params(SMALL, dtype)]
-    optimizer = FusedGradDropAdamW(params, site="freeze")
+    at_the_end = failing == "alignments"
+    knobs = {"site": "update", "rescale": "alignment"} if at_the_end else {"site": "freeze"}
+    optimizer = FusedGradDropAdamW(params, **knobs)
     train(optimizer, 2)
     if len(optimizer._plan_cache.latest.executors) < 2:
         pytest.skip("the CPU kernel is not built: one executor serves all")
-    interrupt(monkeypatch, optimizer, EXECUTORS[failing], "step", step=2)
+    part, moment = (Alignments, "keep") if at_the_end else (EXECUTORS[failing], "step")
+    interrupt(monkeypatch, optimizer, part, moment, step=2)
     assert optimizer.draws == [2]
     assert [counters[0].item() for counters in optimizer._counters._on.values()] == [2, 2]
     steps = [int(optimizer.state[param]["step"]) for param in params]
-    assert steps == ([3, 3, 2, 2] if failing == "reference" else [2, 2, 2, 2])
+    assert steps == {"reference": [3, 3, 2, 2], "cpu": [2] * 4, "alignments": [3] * 4}[failing]
     train(optimizer, range(2, 4))
     assert [counters[0].item() for counters in optimizer._counters._on.values()] == [4, 4]
 
