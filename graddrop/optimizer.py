@@ -109,6 +109,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
             value of the wrong type.
     """
 
+    # The constructor holds its groups against each other once, when all of them are there.
+    _is_made = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -183,7 +186,10 @@ class FusedGradDropAdamW(MaskedOptimizer):
         make_plain(first)
         check_values(first)
         defaults |= {key: value for key, value in first.items() if key != "drop_prob"}
+        self._is_made = False
         super().__init__(params, defaults)
+        del self._is_made
+        check_disjoint((), [param for group in self.param_groups for param in group["params"]])
 
     def __repr__(self) -> str:
         """Name and knobs of each group; lists as long as the parameters are cut short."""
@@ -222,7 +228,8 @@ class FusedGradDropAdamW(MaskedOptimizer):
         for tensor in tensors:
             check_param(local_tensor(tensor))
             shard_of(tensor)
-        known = [param for known_group in self.param_groups for param in known_group["params"]]
+        others = self.param_groups if self._is_made else ()
+        known = [param for other in others for param in other["params"]]
         check_disjoint(known, tensors)
 
         others = list(self.param_groups)
@@ -253,8 +260,8 @@ class FusedGradDropAdamW(MaskedOptimizer):
         Raises:
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
                 cannot serve it; a graph capture without ``capturable=True``, of a parameter's first
-                step, or of parameters on several devices; another mask than the one of
-                :meth:`skip_dropped`. Nothing has changed.
+                step, of the first one after a state was loaded, or of parameters on several
+                devices; another mask than the one of :meth:`skip_dropped`. Nothing has changed.
             ValueError: a param group holds a value outside its range, or counters that somebody
                 has put there and that the other groups do not have, or that came with another seed.
                 Nothing has changed.

@@ -108,9 +108,19 @@ class Counters:
         self._seen = list(map(_SEEN, groups))
 
     def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> dict[Key, Tensor]:
-        """The counters that executors read and advance: int64 [2] each, on their device."""
+        """The counters that executors read and advance: int64 [2] each, on their device.
+
+        Raises:
+            RuntimeError: some are to be made while a CUDA graph is captured.
+        """
         for key in keys:
             if key not in self._on:
+                if is_capturing():
+                    raise RuntimeError(
+                        "expected a step before the one that is captured in a CUDA graph, whose "
+                        "replays would set the counters of steps back: make one, also after a "
+                        "state was loaded"
+                    )
                 self.sync(groups)
                 values = [groups[0][counter] for counter in COUNTERS]
                 self._on[key] = torch.tensor(values, dtype=torch.int64, device=key[0])

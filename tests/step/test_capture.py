@@ -1,5 +1,6 @@
 """Laws of CUDA graphs that hold steps."""
 
+import copy
 import gc
 import weakref
 from contextlib import nullcontext
@@ -226,6 +227,38 @@ def test_a_capture_that_would_freeze_a_number_is_refused(monkeypatch, knobs, mes
         optimizer.step()
     monkeypatch.undo()
     assert_same(snapshot(optimizer), before)
+
+
+def test_a_capture_that_would_make_alignments_or_counters_is_refused(monkeypatch):
+    """Also where others are there: of a knob that was set since, or a state that was loaded."""
+
+    def align(optimizer):
+        optimizer.param_groups[0]["rescale"] = "alignment"
+
+    def load(optimizer):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    for change, message in (
+        (align, "make a step with these gradients before"),
+        (load, "make one, also after a state was loaded"),
+    ):
+        optimizer = make_optimizer(shapes=SMALL, capturable=True, site="update")
+        train(optimizer, 1)
+        change(optimizer)
+        before = snapshot(optimizer)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            with pytest.raises(RuntimeError, match=message):
+                train(optimizer, range(1, 2))
+        assert_same(snapshot(optimizer), before)
+        assert optimizer.draws == [1]
+        train(optimizer, range(1, 2))  # control: once it has been made, a capture may follow
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            train(optimizer, range(2, 3))
+        assert optimizer.draws == [3]
 
 
 @pytest.mark.parametrize("which", [0, 1])
