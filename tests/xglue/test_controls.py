@@ -1,6 +1,8 @@
 """Laws of the controls' learning rate: it gives the mean step that masks leave of AdamW's."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,9 @@ pytest.importorskip("numpy", reason="needs the extra xglue")
 import torch
 
 from graddrop import FusedGradDropAdamW
+from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.controls import mean_step
+from graddrop.xglue.training.steps import Steps, masked_lr
 
 
 def moved(steps: int, lifetime: int = 1, **knobs: object) -> float:
@@ -50,6 +54,37 @@ def test_known_factors() -> None:
     assert mean_step(0.0, steps=7, site="freeze") == 1.0
     assert mean_step(1.0, steps=7, lifetime=3) == 0.0
     assert mean_step(0.5, steps=7, site="freeze", lifetime=7) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, {}),
+        ({"rescale": True}, {}),
+        ({"granularity": "layer"}, {}),
+        ({"period": 3}, {"lifetime": 3}),
+        ({"period": "epoch"}, {"lifetime": 5}),
+        ({"period": "run"}, {"lifetime": 20}),
+        ({"site": "update"}, {"site": "update"}),
+        ({"site": "update", "rescale": True}, {"site": "update", "rescale": True}),
+        ({"site": "freeze"}, {"site": "freeze"}),
+        ({"site": "freeze", "granularity": "row"}, {"site": "freeze"}),
+        ({"site": "freeze", "granularity": "tensor"}, {"site": "freeze", "whole": True}),
+        ({"site": "freeze", "granularity": "layer"}, {"site": "freeze", "whole": True}),
+        ({"site": "freeze", "period": "epoch"}, {"site": "freeze", "lifetime": 5}),
+    ],
+)
+def test_a_controls_learning_rate_is_that_of_its_settings(
+    settings: dict[str, Any], factor: dict[str, Any]
+) -> None:
+    """Each setting of the masks that tells in the mean step; 20 steps are 4 epochs of 5."""
+    steps = Steps(per_epoch=5, total=20)
+    config = FinetuneConfig("pos", "D", "O", method="lr-matched", drop_prob=0.36, **settings)
+    config = replace(config.resolved(), lr=1.0)
+    assert masked_lr(config, steps) == mean_step(0.36, steps=20, **factor)
+    assert masked_lr(replace(config, method="graddrop"), steps) == 1.0
+    if factor:
+        assert masked_lr(config, steps) != mean_step(0.36, steps=20)
 
 
 def test_longer_masks_shorten_the_mean_step() -> None:

@@ -11,7 +11,16 @@ pytest.importorskip("datasets", reason="needs the extra xglue")
 import torch
 from helpers.recorded_runs import with_gradient
 from helpers.small_bert import CLASSIFIER, POOLER, bert
-from transformers import AlbertConfig, AutoModel, BertConfig, BertModel, CanineConfig, XLMConfig
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CanineConfig,
+    FunnelConfig,
+    XLMConfig,
+)
 
 from graddrop.exemptions import head_of
 from graddrop.mask import layer_of
@@ -88,6 +97,10 @@ def test_the_head_is_what_the_encoder_did_not_bring(tmp_path: Path, pooler: bool
     model.save_pretrained(tmp_path / "tuned")
     tuned = load_model(str(tmp_path / "tuned"), task, load_tokenizer(name, ()), seed=0)
     assert head_of(tuned) == CLASSIFIER
+    file = tmp_path / "tuned/model.safetensors"
+    save_file({n: w for n, w in load_file(file).items() if n in CLASSIFIER}, file, {"format": "pt"})
+    random = load_model(str(tmp_path / "tuned"), task, load_tokenizer(name, ()), seed=0)
+    assert head_of(random) == CLASSIFIER
 
 
 @pytest.mark.parametrize(
@@ -95,6 +108,10 @@ def test_the_head_is_what_the_encoder_did_not_bring(tmp_path: Path, pooler: bool
     [
         (AlbertConfig(embedding_size=16), "AlbertModel tells 0 of its 2 layers by name"),
         (XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=2), "XLMModel tells 0 of its"),
+        (
+            FunnelConfig(block_sizes=[2, 2], architectures=["FunnelModel"]),
+            "FunnelModel tells 2 of its 4 layers by name",
+        ),
         (CanineConfig(), "CanineModel has several stacks of them .*initial_char_encoder"),
     ],
 )
@@ -102,7 +119,7 @@ def test_models_whose_layers_have_no_names_are_refused(config: Any, message: str
     """Instead of taking all layers for none, or three for one; others are taken."""
     small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     for name, value in {**small, "num_hidden_layers": 2, "vocab_size": 64}.items():
-        if not isinstance(config, XLMConfig):
+        if not isinstance(config, XLMConfig | FunnelConfig):
             setattr(config, name, value)
     with torch.device("meta"):
         model = AutoModel.from_config(config)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from graddrop.xglue.methods import METHODS
 from graddrop.xglue.report.collect import Arm, Experiment, Run
+from graddrop.xglue.report.statistics import DIGITS
 from graddrop.xglue.tasks import TASKS, TRAIN_LANGUAGE
 
 
@@ -96,7 +97,7 @@ def _best(task: str, runs: Collection[Run], select: str) -> Rate:
     tuning = [run for run in runs if run.score("dev", widest) is not None]
     dev, english = (_by_rate(tuning, languages) for languages in (widest, {TRAIN_LANGUAGE}))
     decides = english if select == "en-dev" else dev
-    best = max(decides, key=lambda lr: (decides[lr], -lr), default=tried[0])
+    best = max(decides, key=lambda lr: (round(decides[lr], DIGITS), -lr), default=tried[0])
     order = [code for code in TASKS[task].languages if code in widest]
     return Rate(best, dev, english, tuple(order))
 

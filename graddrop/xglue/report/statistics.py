@@ -27,8 +27,8 @@ RESAMPLES = 9999
 POWER = 0.8
 """Chance of seeing a difference with which `pairs_needed` counts."""
 
-# Scores are ratios of counts; what differs less than this differs by rounding.
-_DIGITS = 9
+DIGITS = 9
+"""Scores are ratios of counts; what differs beyond these digits differs by rounding."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     if len(differences) < SIGN_FLIPS:
         return None if _all_the_same(differences) else _t_test(differences)
     # In whole units equal sums are equal, whatever the order of their terms.
-    units = [round(value * 10**_DIGITS) for value in differences]
+    units = [round(value * 10**DIGITS) for value in differences]
     test = stats.permutation_test(
         (units,),
         lambda values, axis: values.sum(axis=axis),
@@ -151,7 +151,7 @@ def pairs_needed(
 
 
 def _all_the_same(values: Sequence[float]) -> bool:
-    return round(max(values) - min(values), _DIGITS) == 0
+    return round(max(values) - min(values), DIGITS) == 0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -190,7 +190,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> C
     from scipy import stats
 
     # Ties that rounding has parted are ties.
-    x, y = ([round(value, _DIGITS) for value in values] for values in (x, y))
+    x, y = ([round(value, DIGITS) for value in values] for values in (x, y))
     if len(x) < MIN_LANGUAGES or any(_all_the_same(values) for values in (x, y)):
         return None
     interval = stats.bootstrap(

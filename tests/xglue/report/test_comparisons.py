@@ -1,5 +1,6 @@
 """Laws of what is compared: pairs of one seed, each arm at its own rate, with its own controls."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from graddrop.xglue.report.comparison import ALL_TASKS, Comparison, compare, sco
 from graddrop.xglue.report.document import Items
 from graddrop.xglue.report.rates import at_chosen_rates, choose_rates
 from graddrop.xglue.report.sections.provenance import origin_section
+from graddrop.xglue.tasks import TASKS
 
 STANDARD, GRADDROP, MATCHED = Arm("standard"), Arm("graddrop", 0.5), Arm("lr-matched", 0.5)
 
@@ -115,6 +117,44 @@ def test_english_dev_may_decide(tmp_path: Path) -> None:
     everything = collect(tmp_path)
     assert choose_rates(everything)["qadsm", STANDARD].lr == 2e-5
     assert choose_rates(everything, "en-dev")["qadsm", STANDARD].lr == 1e-5
+
+
+def test_a_dev_set_that_leaks_test_chooses_no_rate(tmp_path: Path) -> None:
+    """Thai dev of POS is Thai test; where Thai alone was scored, nothing chooses."""
+    for lr, german, thai in ((1e-5, 0.8, 0.5), (2e-5, 0.7, 0.9)):
+        result = make_result("pos", "standard", 100, {"en": 0.5}, lr=lr, evaluate=("dev",))
+        dev = {
+            code: dict.fromkeys(TASKS["pos"].metrics, value)
+            for code, value in (("de", german), ("th", thai))
+        }
+        put(tmp_path / f"both/{lr}", {**result, "scores": {"dev": dev}})
+        put(tmp_path / f"thai/{lr}", {**result, "scores": {"dev": {"th": dev["th"]}}})
+    rates = [choose_rates(collect(tmp_path / name))["pos", STANDARD] for name in ("both", "thai")]
+    assert [(rate.lr, rate.languages) for rate in rates] == [(1e-5, ("de",)), (1e-5, ())]
+
+
+def test_rates_that_rounding_has_parted_are_equal(tmp_path: Path) -> None:
+    """Of equal ones the lowest is taken."""
+    parted = {1e-5: (0.15, 0.15), 2e-5: (0.1, 0.2)}
+    means = [math.fsum(values) / 2 for values in parted.values()]
+    assert means[0] < means[1] == pytest.approx(means[0])
+    for lr, values in parted.items():
+        result = make_result("qadsm", "standard", 100, {"en": 0.5}, lr=lr, evaluate=("dev",))
+        scores = {c: {"accuracy": v} for c, v in zip(("en", "de"), values, strict=True)}
+        put(tmp_path / f"{lr}", {**result, "scores": {"dev": scores}})
+    assert choose_rates(collect(tmp_path))["qadsm", STANDARD].lr == 1e-5
+
+
+def test_a_control_has_the_settings_of_its_masks(tmp_path: Path) -> None:
+    """Of another batch it is no control of masks."""
+    put(tmp_path, qadsm("graddrop", 0, 0.6, batch_size=16))
+    for control in ("lr-matched", "batch-matched"):
+        put(tmp_path, qadsm(control, 0, 0.5, batch_size=32))
+    assert compared(collect(tmp_path)) == []
+    for control in ("lr-matched", "batch-matched"):
+        put(tmp_path / "same", qadsm(control, 0, 0.4, batch_size=16))
+    found = compared(collect(tmp_path))
+    assert [round(c.difference.mean, 6) for c in found] == [0.2, 0.2]
 
 
 def test_which_languages_a_run_scores_is_no_part_of_its_arm(tmp_path: Path) -> None:
