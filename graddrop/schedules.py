@@ -1,12 +1,29 @@
 """Drop probabilities that change over time: callables of the number of finished steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from .mask import threshold
 
 Schedule = Callable[[int], float]
+
+
+def _check_probability(value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(
+            f"Invalid drop_prob value: {value!r}: expected a number in [0, 1], got {type(value)}"
+        )
+    threshold(float(value))
+
+
+def _check_steps(n_steps: Any) -> None:
+    if not isinstance(n_steps, Integral) or isinstance(n_steps, bool):
+        raise TypeError(f"Invalid n_steps value: {n_steps!r}: expected an int, got {type(n_steps)}")
+    if n_steps < 1:
+        raise ValueError(f"Invalid n_steps value: {n_steps}: expected at least 1 step")
 
 
 @dataclass(frozen=True)
@@ -16,10 +33,9 @@ class _Ramp:
     n_steps: int
 
     def __post_init__(self) -> None:
-        threshold(self.start)
-        threshold(self.end)
-        if self.n_steps < 1:
-            raise ValueError(f"Invalid n_steps value: {self.n_steps}: expected at least 1 step")
+        _check_probability(self.start)
+        _check_probability(self.end)
+        _check_steps(self.n_steps)
 
     def _progress(self, step: int) -> float:
         return min(max(step / self.n_steps, 0.0), 1.0)
@@ -36,6 +52,7 @@ class Linear(_Ramp):
 
     Raises:
         ValueError: a probability outside [0, 1], or ``n_steps`` below 1.
+        TypeError: a probability that is no number, or ``n_steps`` that is no int.
     """
 
     def __call__(self, step: int) -> float:
@@ -67,18 +84,24 @@ class Stepwise:
 
     Raises:
         ValueError: a probability outside [0, 1], none at all, or ``n_steps`` below 1.
+        TypeError: ``drop_probs`` that is no list or tuple of numbers, or ``n_steps`` that is no
+            int.
     """
 
-    drop_probs: tuple[float, ...]
+    drop_probs: Sequence[float]
     n_steps: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.drop_probs, Sequence) or isinstance(self.drop_probs, str):
+            raise TypeError(
+                f"Invalid drop_probs value: {self.drop_probs!r}: expected a list or tuple of "
+                f"numbers in [0, 1], got {type(self.drop_probs)}"
+            )
         if not self.drop_probs:
             raise ValueError("Invalid drop_probs value: (): expected at least one probability")
         for drop_prob in self.drop_probs:
-            threshold(drop_prob)
-        if self.n_steps < 1:
-            raise ValueError(f"Invalid n_steps value: {self.n_steps}: expected at least 1 step")
+            _check_probability(drop_prob)
+        _check_steps(self.n_steps)
 
     def __call__(self, step: int) -> float:
         """Drop probability of the step after ``step`` finished ones."""

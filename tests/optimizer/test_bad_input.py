@@ -145,19 +145,26 @@ def test_rescaling_what_is_never_kept_is_refused():
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "make, error, message",
     [
-        (lambda: schedules.Linear(-0.1, 0.5, 10), "Invalid drop_prob value: -0.1"),
-        (lambda: schedules.Cosine(0.1, NAN, 10), "Invalid drop_prob value: nan"),
-        (lambda: schedules.Linear(0.1, 0.5, 0), "Invalid n_steps value: 0"),
-        (lambda: schedules.Stepwise((0.1, 0.5), 0), "Invalid n_steps value: 0"),
-        (lambda: schedules.Stepwise((0.1, 1.5, 0.2), 3), "Invalid drop_prob value: 1.5"),
-        (lambda: schedules.Stepwise((), 3), "Invalid drop_probs value: .*at least one"),
+        (lambda: schedules.Linear(-0.1, 0.5, 10), ValueError, "Invalid drop_prob value: -0.1"),
+        (lambda: schedules.Cosine(0.1, NAN, 10), ValueError, "Invalid drop_prob value: nan"),
+        (lambda: schedules.Linear("0.1", 0.5, 10), TypeError, "'0.1': expected a number in"),
+        (lambda: schedules.Cosine(0.1, None, 10), TypeError, "None: expected a number in"),
+        (lambda: schedules.Linear(0.1, 0.5, 0), ValueError, "Invalid n_steps value: 0"),
+        (lambda: schedules.Cosine(0.1, 0.5, None), TypeError, "n_steps value: None: expected an i"),
+        (lambda: schedules.Stepwise((0.1, 0.5), 0), ValueError, "Invalid n_steps value: 0"),
+        (lambda: schedules.Stepwise((0.1, 0.5), 1.5), TypeError, "n_steps value: 1.5: expected an"),
+        (lambda: schedules.Stepwise((0.1, 1.5), 3), ValueError, "Invalid drop_prob value: 1.5"),
+        (lambda: schedules.Stepwise((0.1, T), 3), TypeError, "expected a number in"),
+        (lambda: schedules.Stepwise((), 3), ValueError, "Invalid drop_probs value: .*at least one"),
+        (lambda: schedules.Stepwise(0.5, 3), TypeError, "value: 0.5: expected a list or tuple"),
+        (lambda: schedules.Stepwise("0.5", 3), TypeError, "value: '0.5': expected a list or tup"),
     ],
 )
-def test_a_bad_schedule_is_refused(make, message):
-    """A schedule that leaves [0, 1] says so when it is made."""
-    with pytest.raises(ValueError, match=message):
+def test_a_bad_schedule_is_refused(make, error, message):
+    """A schedule that leaves [0, 1], or would fail at some step, says so when it is made."""
+    with pytest.raises(error, match=message):
         make()
 
 
