@@ -12,8 +12,9 @@ Memory beside the model: the scores, four bytes per entry, and one gradient at a
 where a loss comes in parts).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Loss]) -> dict[
         float32 per parameter, of its shape and on its device, >= 0.
 
     Raises:
-        ValueError: no loss, a parameter that needs no gradient, or a DTensor.
+        ValueError: no loss, one that is no scalar or needs no gradient, a parameter that needs none,
+            or a DTensor.
+        TypeError: ``params`` that is no mapping to tensors, or a loss that is no tensor.
     """
     return _accumulated(params, losses, squared=True)
 
@@ -70,6 +73,7 @@ def magnitude_scores(
 
     Raises:
         ValueError: a DTensor; a parameter without its start, or one of another shape.
+        TypeError: ``params`` that is no mapping to tensors.
     """
     _check_plain(params)
     scores = {}
@@ -98,6 +102,7 @@ def random_scores(params: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tens
 
     Raises:
         ValueError: a DTensor.
+        TypeError: ``params`` that is no mapping to tensors.
     """
     _check_plain(params)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -126,8 +131,10 @@ def top_masks(
 
     Raises:
         ValueError: a density outside [0, 1], NaN among the scores, or a DTensor.
-        TypeError: scores of another dtype.
+        TypeError: scores of another dtype or in no mapping, or a density that is no number.
     """
+    if not isinstance(density, Real) or isinstance(density, bool):
+        raise TypeError(f"Invalid density: {density!r}: expected a number, got {type(density)}")
     if not 0.0 <= density <= 1.0:
         raise ValueError(f"Invalid density: {density}: expected a fraction in [0, 1]")
     _check_plain(scores)
@@ -199,6 +206,11 @@ def _accumulated(
 ) -> dict[str, Tensor]:
     """Means over the losses of gradients, or of their squares."""
     _check_plain(params)
+    if isinstance(losses, Tensor):
+        raise TypeError(
+            f"expected an iterable of losses, got one tensor of shape {tuple(losses.shape)}: pass "
+            "a list or a generator, each loss of a forward pass of its own"
+        )
     for name, param in params.items():
         if not (param.requires_grad and param.is_leaf):
             raise ValueError(f"expected parameters that get gradients, got {name!r} without")
@@ -224,7 +236,7 @@ def _accumulated(
         inputs = list(params.values())
         for loss in losses:
             in_parts = not isinstance(loss, Tensor)
-            for part in (loss,) if isinstance(loss, Tensor) else loss:
+            for part in _parts(loss):
                 part.backward(inputs=inputs)
             in_parts = False
             for name, param in params.items():
@@ -241,6 +253,23 @@ def _accumulated(
     return {name: total.div_(n_losses) for name, total in sums.items()}
 
 
+def _parts(loss: Any) -> Iterator[Tensor]:
+    """The scalars of a loss, each checked when its turn comes."""
+    parts = loss if isinstance(loss, Iterable) and not isinstance(loss, Tensor) else (loss,)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"expected a loss as a scalar tensor, or an iterable of them, got {type(part)} in "
+                f"{type(loss)}: of a model's output pass its .loss"
+            )
+        if part.numel() != 1 or not part.requires_grad:
+            raise ValueError(
+                f"expected a loss as a scalar that backward() can start from, got shape "
+                f"{tuple(part.shape)} with requires_grad={part.requires_grad}"
+            )
+        yield part
+
+
 @torch.no_grad()
 def _take(param: Tensor, *, into: Tensor, squared: bool) -> None:
     """Add a gradient, or its square, as soon as it is there, and let its memory go."""
@@ -254,7 +283,14 @@ def _take(param: Tensor, *, into: Tensor, squared: bool) -> None:
 
 
 def _check_plain(tensors: Mapping[str, Tensor]) -> None:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"expected a mapping from names to tensors, got {type(tensors)}: of parameters pass "
+            "dict(model.named_parameters())"
+        )
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"expected a tensor for {name!r}, got {type(tensor)}")
         if is_dtensor(tensor):
             raise ValueError(
                 f"expected whole tensors, got a DTensor for {name!r}: make masks before the model "

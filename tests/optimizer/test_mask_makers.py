@@ -202,6 +202,10 @@ def test_equal_scores_are_kept_in_order():
     assert masks["a"].tolist() == [True, False] and not masks["b"].any()
 
 
+W = torch.ones(2, requires_grad=True)
+LOSS = W.sum()
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
@@ -221,6 +225,23 @@ def test_equal_scores_are_kept_in_order():
             r"a start of shape \(2,\) for 'a', got \(3,\)",
         ),
         (lambda: magnitude_scores({"a": torch.ones(2)}, {}), ValueError, "got None"),
+        (lambda: top_masks({"a": torch.ones(2)}, "0.1"), TypeError, "Invalid density: '0.1'"),
+        (lambda: top_masks([torch.ones(2)], 0.1), TypeError, "a mapping from names .*'list'"),
+        (lambda: top_masks({"a": [1.0]}, 0.1), TypeError, "a tensor for 'a', got .*'list'"),
+        (
+            lambda: fisher_scores(make_model().named_parameters(), [LOSS]),
+            TypeError,
+            r"got .*'generator'.*: of parameters pass dict\(model.named_parameters\(\)\)",
+        ),
+        (lambda: fisher_scores(named(make_model()), LOSS), TypeError, "one tensor of shape"),
+        (lambda: fisher_scores(named(make_model()), [1.0]), TypeError, "got .*'float'.* its .loss"),
+        (lambda: fisher_scores(named(make_model()), [{"loss": LOSS}]), TypeError, "in .*'dict'"),
+        (lambda: fisher_scores(named(make_model()), [W]), ValueError, r"got shape \(2,\)"),
+        (
+            lambda: fisher_scores(named(make_model()), [LOSS.detach()]),
+            ValueError,
+            "requires_grad=False",
+        ),
     ],
 )
 def test_what_makes_no_masks_is_refused(make, error, message):
