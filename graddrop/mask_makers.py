@@ -42,8 +42,8 @@ def fisher_scores(params: Mapping[str, Tensor], losses: Iterable[Loss]) -> dict[
         float32 per parameter, of its shape and on its device, >= 0.
 
     Raises:
-        ValueError: no loss, one that is no scalar or needs no gradient, a parameter that needs none,
-            or a DTensor.
+        ValueError: no loss, one that is no scalar or needs no gradient, a parameter that needs
+            none, or a DTensor.
         TypeError: ``params`` that is no mapping to tensors, or a loss that is no tensor.
     """
     return _accumulated(params, losses, squared=True)

@@ -14,6 +14,7 @@ from .state.groups import (
     CONSTANTS,
     LOADED_MASKS,
     OF_ALL_GROUPS,
+    check_listed,
     check_values,
     complete,
     make_plain,
@@ -145,11 +146,7 @@ class FusedGradDropAdamW(MaskedOptimizer):
             raise ValueError(f"Invalid backend: {backend!r}: expected one of {BACKENDS}")
         if state_dtype not in DTYPES:
             raise ValueError(f"Invalid state_dtype: {state_dtype!r}: expected one of {DTYPES}")
-        if isinstance(params, set):
-            raise TypeError(
-                "optimizer parameters need to be organized in ordered collections, got a set: "
-                "their order names them in the masks"
-            )
+        check_listed(params)
         self.max_grad_norm, self.masked_norm = max_grad_norm, masked_norm
         self.norm_group = norm_group
         self.grad_norm: Tensor | None = None
@@ -221,7 +218,10 @@ class FusedGradDropAdamW(MaskedOptimizer):
             own = self.__dict__[_ATTRIBUTES.get(name, name)]
             if group[name] is own or group[name] == own:
                 del group[name]
-        if not isinstance(group["params"], (Tensor, set)):
+        if "params" not in group:
+            raise ValueError(f"expected params in a param group, got {sorted(group)} alone")
+        check_listed(group["params"])
+        if not isinstance(group["params"], Tensor):
             group["params"] = list(group["params"])  # once: it may be a generator
         added = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [item[1] if isinstance(item, tuple) else item for item in added]

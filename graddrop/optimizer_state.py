@@ -114,8 +114,13 @@ class StatefulOptimizer(Optimizer):
                 mask that the groups name and the state lacks (a distributed checkpoint reads what
                 its reader has: call :meth:`load_masks` first), ``amsgrad``, or knobs outside their
                 range. Nothing has changed then.
-            TypeError: a knob or a mask of the wrong type. Nothing has changed then.
+            TypeError: no dict, or a knob or a mask of the wrong type. Nothing has changed then.
         """
+        if not isinstance(state_dict, dict):
+            raise TypeError(
+                f"expected a state dict of an optimizer, got {type(state_dict)}: of a file pass "
+                "what torch.load reads"
+            )
         # torch's own load casts moments to the parameters' dtypes and cannot be told otherwise.
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():

@@ -1,9 +1,10 @@
 """What is ours in a param group: the knobs of the masks, and what the masks call its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module, ParameterList
 
 from ..mask import layer_of
 from ..step.checks import check_ids, check_knobs, read_scalar
@@ -97,6 +98,24 @@ def place_in(group: Group, index: int, group_index: int) -> str:
     return f"This is parameter {index} of param group {group_index}{name}."
 
 
+def check_listed(params: Any) -> None:
+    """Check that parameters come one after the other, before they are walked.
+
+    Raises:
+        TypeError: a set, whose order changes, or a model or dict, whose members are no parameters.
+    """
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(
+            f"optimizer parameters need to be organized in ordered collections, got {type(params)}:"
+            " their order names them in the masks"
+        )
+    if isinstance(params, (Module, dict)) and not isinstance(params, ParameterList):
+        raise TypeError(
+            f"expected parameters, or pairs of names and parameters, got {type(params)}: pass "
+            "model.named_parameters()"
+        )
+
+
 def complete(group: Group, others: Sequence[Group]) -> None:
     """Fill in, and check, what is ours in a new group.
 
@@ -121,7 +140,7 @@ def complete(group: Group, others: Sequence[Group]) -> None:
         group["drop_prob"] = group["drop_prob"](group["steps_finished"])
     make_plain(group)
     stream_ids = group.get("stream_ids", range(first_id, first_id + n_params))
-    group["stream_ids"] = [plain(stream_id) for stream_id in stream_ids]
+    group["stream_ids"] = _listed("stream_ids", stream_ids, n_params, len(others))
     names = group.get("param_names")
     layers = group.get("layers", [layer_of(name) for name in names] if names else None)
     if layers is None and group["granularity"] == "layer":
@@ -131,12 +150,30 @@ def complete(group: Group, others: Sequence[Group]) -> None:
         )
     layers = plain(layers)
     one_for_all = layers is None or isinstance(layers, int)
-    group["layers"] = [layers] * n_params if one_for_all else [plain(layer) for layer in layers]
+    group["layers"] = (
+        [layers] * n_params if one_for_all else _listed("layers", layers, n_params, len(others))
+    )
     group[LOADED_MASKS] = [False] * n_params
-    check_numbers([group], first=len(others))
     check_ids(group["stream_ids"], group["layers"])
     check_distinct([*others, group])
     check_values(group)
+
+
+def _listed(name: str, found: Any, n_params: int, group_index: int) -> list[Any]:
+    """What a user says of each parameter of a new group, as a list."""
+    if not isinstance(found, Iterable) or isinstance(found, str):
+        one = "an int, or a list" if name == "layers" else "a list"
+        raise TypeError(
+            f"expected {name} of param group {group_index} as {one} with one per parameter, got "
+            f"{found!r}"
+        )
+    values = [plain(value) for value in found]
+    if len(values) != n_params:
+        raise ValueError(
+            f"expected {n_params} {name} in param group {group_index}, one per parameter, got "
+            f"{len(values)}"
+        )
+    return values
 
 
 def check_values(group: Group) -> None:
@@ -151,14 +188,14 @@ def check_values(group: Group) -> None:
         raise ValueError("betas must be either both floats or both Tensors")
 
 
-def check_numbers(groups: Sequence[Group], first: int = 0) -> None:
-    """Check that each group names as many parameters as it has; ``first`` is the first's index.
+def check_numbers(groups: Sequence[Group]) -> None:
+    """Check that each group names as many parameters as it has.
 
     Raises:
         TypeError: no list of stream ids or layers.
         ValueError: stream ids or layers of another number than the parameters.
     """
-    for index, group in enumerate(groups, first):
+    for index, group in enumerate(groups):
         n_params = len(group["params"])
         for name in ("stream_ids", "layers"):
             found = group[name]

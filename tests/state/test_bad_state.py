@@ -124,6 +124,15 @@ def test_a_wrong_state_dict_is_refused(case):
     untouched.check()
 
 
+def test_a_path_is_no_state():
+    """What torch.load reads is."""
+    optimizer = trained()
+    untouched = Untouched(optimizer)
+    with pytest.raises(TypeError, match="got <class 'str'>: of a file pass what torch.load reads"):
+        optimizer.load_state_dict("checkpoint.pt")
+    untouched.check()
+
+
 MANGLED = {
     "gone": (lambda state: state.pop("exp_avg_sq"), "missing: ['exp_avg_sq']"),
     "reshaped": (
