@@ -110,7 +110,8 @@ def graddrop_adamw_(
             memory, a mask of another shape, a partition of FSDP1 or ZeRO 3 without its shard,
             unknown backend.
         TypeError: a parameter that is not a real floating-point tensor; a mask that is not bool; a
-            DTensor, or no tensor, where a tensor is expected; a number or switch of the wrong type.
+            DTensor, or no tensor, where a tensor is expected; what is no list where one is, or no
+            ``Shard``; a number or switch of the wrong type.
         RuntimeError: a gradient or a state that does not match its parameter, a backend that
             cannot serve it, or a CUDA graph that is being captured. Nothing has changed then.
     """
@@ -127,6 +128,10 @@ def graddrop_adamw_(
         _check_plain(name, values)
     if isinstance(keep_masks, Tensor):
         _check_plain("keep_masks", keep_masks)
+    lists = {"stream_ids": stream_ids, "layers": layers, "shards": shards, "keep_masks": keep_masks}
+    for name, given in lists.items():
+        if given is not None and not isinstance(given, Sequence):
+            raise TypeError(f"expected {name} as a list, one per parameter, got {type(given)}")
     if layers is None and granularity == "layer":
         raise ValueError('granularity="layer" has to know the layers: pass layers')
     stream_ids = stream_ids if stream_ids is not None else range(len(params))

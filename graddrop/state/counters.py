@@ -12,7 +12,7 @@ from ..kernels import abi
 from ..step.checks import check_count, is_capturing
 from ..step.knobs import Knobs
 from ..step.plan import Key
-from .groups import COUNTERS, Group
+from .groups import COUNTERS, Group, values_of
 from .plain import plain
 
 _SEEN = itemgetter(*COUNTERS, "seed")
@@ -75,8 +75,9 @@ class Counters:
             ValueError: groups that differ, a counter outside its range, or another seed that came
                 with the counters: it is that of another process.
             TypeError: a counter that is no int.
+            RuntimeError: a group without counters, put there by hand.
         """
-        seen = list(map(_SEEN, groups))
+        seen = values_of(groups, _SEEN)
         if seen == self._seen:
             return
         moved = not self._seen

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..schedules import Schedule
 from ..step.checks import check_knobs
 from ..step.knobs import Knobs, with_units
-from .groups import CONSTANTS, KNOBS, Group, check_numbers, knobs_of, make_plain
+from .groups import CONSTANTS, KNOBS, Group, check_numbers, knobs_of, make_plain, values_of
 from .plain import plain
 
 _VALUES = itemgetter(*KNOBS, *CONSTANTS)
@@ -96,7 +96,7 @@ class GroupKnobs:
         Scheduled values are written into the groups.
 
         Raises:
-            RuntimeError: other groups than those that were added.
+            RuntimeError: other groups than those that were added, or one that lacks a knob.
             ValueError: a value outside its range; lists of a group that differ in length.
             TypeError: a value of the wrong type.
         """
@@ -109,7 +109,7 @@ class GroupKnobs:
                 continue
             group["drop_prob"] = followed.given = plain(schedule(group["steps_finished"]))
         check_numbers(groups)
-        values = [_VALUES(group) for group in groups]
+        values = values_of(groups, _VALUES)
         same = _are_same(values, self._values)
         if same and not self._may_change and self._units == _units(groups, self._knobs):
             return self._knobs

@@ -1,6 +1,6 @@
 """What is ours in a param group: the knobs of the masks, and what the masks call its parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -78,6 +78,25 @@ def check_constants(group: Group) -> None:
             raise ValueError(
                 f"Invalid {name}: {group[name]!r}: FusedGradDropAdamW has it at {value} only"
             )
+
+
+def values_of(groups: Sequence[Group], read: Callable[[Group], Any]) -> list[Any]:
+    """What each group holds under some of its keys.
+
+    Args:
+        groups: the optimizer's param groups.
+        read: an ``itemgetter`` of the keys.
+
+    Raises:
+        RuntimeError: a group without one of them.
+    """
+    try:
+        return list(map(read, groups))
+    except KeyError as missing:
+        raise RuntimeError(
+            f"expected param groups as add_param_group makes them, got one without {missing}: use "
+            "add_param_group, which appends to param_groups what masks need"
+        ) from None
 
 
 def make_plain(group: Group) -> None:

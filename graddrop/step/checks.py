@@ -246,7 +246,10 @@ def check_shard(param: Tensor, shard: Shard) -> None:
 
     Raises:
         ValueError: other dimensions, or entries outside; an empty shard may be placed anywhere.
+        TypeError: no shard.
     """
+    if not isinstance(shard, Shard):
+        raise TypeError(f"expected a graddrop.Shard(global_shape, offset), got {shard!r}")
     shape, whole, offset = tuple(param.shape), shard.global_shape, shard.offset
     fits = len(shape) == len(whole) == len(offset) and (
         not param.numel()

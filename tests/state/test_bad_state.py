@@ -227,6 +227,21 @@ def test_groups_that_were_taken_away_are_missed():
     assert_same(snapshot(optimizer, [first, second]), before)
 
 
+@pytest.mark.parametrize("copied", [False, True], ids=["bare", "copied"])
+def test_groups_that_were_appended_are_told_what_to_do(copied):
+    """As torch's users make them, without what is ours, or with another group's."""
+    first, second = make_params(((3,), (4,)))
+    optimizer = FusedGradDropAdamW([first])
+    train(optimizer, 1)
+    others = optimizer.param_groups[0] if copied else {"lr": 0.1}
+    optimizer.param_groups.append({**others, "params": [second]})
+    before = snapshot(optimizer, [first, second])
+    for use in (optimizer.step, lambda: optimizer.keep_mask(first), optimizer.log_values):
+        with pytest.raises(RuntimeError, match="use add_param_group"):
+            use()
+    assert_same(snapshot(optimizer, [first, second]), before)
+
+
 @pytest.mark.parametrize(
     "backend, dtype, message",
     [
@@ -264,6 +279,9 @@ def arguments():
 FUNCTIONAL = [
     ({"grads": []}, ValueError, "expected 1 grads, one per parameter, got 0"),
     ({"stream_ids": [0, 1]}, ValueError, "expected 1 stream_ids, one per parameter, got 2"),
+    ({"stream_ids": 3}, TypeError, "expected stream_ids as a list, one per parameter, got <class"),
+    ({"layers": 3}, TypeError, "expected layers as a list, one per parameter, got <class 'int'>"),
+    ({"shards": [(5, 3)]}, TypeError, "a graddrop.Shard(global_shape, offset), got (5, 3)"),
     ({"stream_ids": [1 << 30]}, ValueError, "Invalid stream id"),
     ({"draw": -1}, ValueError, "Invalid draw: -1"),
     ({"draw": 0.5}, TypeError, "Invalid draw: 0.5"),
