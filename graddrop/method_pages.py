@@ -13,17 +13,17 @@ _SITES = {
     "grad": (
         "m_t = b1 m_(t-1) + (1 - b1) k s g\n"
         "v_t = b2 v_(t-1) + (1 - b2) (k s g)^2\n"
-        "p_t = (1 - lr wd) p_(t-1) - lr m^_t / (sqrt(v^_t) + eps)"
+        "w_t = (1 - lr wd) w_(t-1) - lr m^_t / (sqrt(v^_t) + eps)"
     ),
     "update": (
         "m_t = b1 m_(t-1) + (1 - b1) g\n"
         "v_t = b2 v_(t-1) + (1 - b2) g^2\n"
-        "p_t = (1 - lr wd) p_(t-1) - s lr m^_t / (sqrt(v^_t) + eps)   where k\n"
-        "p_t = p_(t-1)                                                elsewhere"
+        "w_t = (1 - lr wd) w_(t-1) - s lr m^_t / (sqrt(v^_t) + eps)   where k\n"
+        "w_t = w_(t-1)                                                elsewhere"
     ),
     "freeze": (
-        "p_t, m_t, v_t = AdamW of s g            where k\n"
-        "p_t, m_t, v_t = p_(t-1), m_(t-1), v_(t-1)   elsewhere"
+        "w_t, m_t, v_t = AdamW of s g                where k\n"
+        "w_t, m_t, v_t = w_(t-1), m_(t-1), v_(t-1)   elsewhere"
     ),
 }
 _ALIGNMENT = "a_t = 0.9 a_(t-1) + 0.1 sigmoid(cos(g, m_(t-1)) / 2),   a_0 = 1/2"
@@ -89,8 +89,8 @@ def page(name: str) -> str:
         equation,
         "```",
         "",
-        "g is the gradient, m and v the moments, hats their bias corrections, lr, wd, b1, b2, eps "
-        "AdamW's.",
+        "w is a parameter, g its gradient, m and v its moments, hats their bias corrections, lr, wd, "
+        "b1, b2, eps AdamW's.",
         f"k, the mask: {chosen}. s = {scale}.",
         "",
         "## Knobs",
@@ -157,8 +157,8 @@ def _cost(knobs: dict[str, Any], made: Made | None) -> str:
         )
     if wholes and knobs["site"] != "update":
         text += (
-            "\n`optimizer.skip_dropped()` leaves out the backward pass of what is dropped: with s "
-            "the share of\nthe layers' matrix products in a step, at best 1 - p s / 3 of its time. "
+            "\n`optimizer.skip_dropped()` leaves out the backward pass of what is dropped: with c "
+            "the share of\nthe layers' matrix products in a step, at best 1 - p c / 3 of its time. "
             "`python -m bench.whole_step`\nmeasures it."
         )
     return text
@@ -213,8 +213,7 @@ def _use(name: str, preset: Preset) -> str:
         ]
     if made:
         lines += [
-            "import itertools",
-            "",
+            *(["import itertools", ""] if made.n_losses else []),
             *([] if made.within else ["from graddrop.exemptions import head_of"]),
             f"from graddrop.mask_makers import broadcast_masks, {made.scores}, top_masks",
             "",
@@ -253,8 +252,9 @@ def _made(made: Made) -> list[str]:
 
 def _made_in_trainer(made: Made) -> list[str]:
     """The same, of the Trainer's data."""
-    n_batches = "None" if made.n_losses is None else made.n_losses
-    lines = [f"batches = itertools.islice(trainer.get_train_dataloader(), {n_batches})"]
+    loader = "trainer.get_train_dataloader()"
+    some = loader if made.n_losses is None else f"itertools.islice({loader}, {made.n_losses})"
+    lines = [f"batches = {some}"]
     if made.losses == "one example":
         lines = [
             "examples = (",

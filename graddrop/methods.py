@@ -158,7 +158,8 @@ PRESETS: Mapping[str, Preset] = {
         "Xu & Zhang 2024, arXiv 2405.02596",
         "one random set of entries is trained from beginning to end, the others never move",
         {"period": "run", "site": "freeze"},
-        "drop_prob is a multiple of 1/65536, so at least 1.5e-5 of the entries are trained",
+        "drop_prob is rounded to a multiple of 1/65536, so 1.5e-5 of the entries is the smallest "
+        "share that can be trained",
         test="test_presets.py::test_random_masking_trains_the_same_entries_throughout",
     ),
     "child-tuning-d": Preset(
