@@ -56,6 +56,7 @@ def by_category(
 
     Raises:
         ValueError: no parameter is of any category, or one is not the model's.
+        TypeError: parameters without names.
     """
     owned = {id(param): (name, module) for name, param, module in owned_parameters(model)}
     if groups is None:
@@ -66,7 +67,13 @@ def by_category(
     numbers = Counter(keys.values())
     odd = {kind[:2] for kind, n in numbers.items() if kind is not None and n % 2}
     for number, group in enumerate(groups):
-        for name, param in group["params"]:
+        for item in group["params"]:
+            if not isinstance(item, tuple):
+                raise TypeError(
+                    f"expected pairs of names and parameters in param group {number}, got "
+                    f"{type(item)}: a list of model.named_parameters()"
+                )
+            name, param = item
             if id(param) not in keys:
                 raise ValueError(f"expected parameters of the model, got {name!r}, which is not")
             key: Any = keys[id(param)]

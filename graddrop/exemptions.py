@@ -10,15 +10,23 @@ EXEMPTIONS = ("head", "embeddings", "norms", "biases")
 """Kinds of parameters, as a user names them."""
 
 
-def set_head(model: "nn.Module", names: frozenset[str]) -> None:
+def set_head(model: "nn.Module", names: Collection[str]) -> None:
     """Say which parameters are the head's, where the rule of :func:`head_of` does not.
 
     Args:
         model: the model.
         names: of its parameters, as ``named_parameters`` has them.
+
+    Raises:
+        ValueError: a name that no parameter has.
     """
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if unknown := sorted({names} - known if isinstance(names, str) else set(names) - known):
+        raise ValueError(
+            f"expected a collection of names of {type(model).__name__}'s parameters, got {unknown}"
+        )
     loaded: Any = model
-    loaded.head_parameters = names
+    loaded.head_parameters = frozenset(names)
 
 
 def head_of(model: "nn.Module") -> frozenset[str]:
@@ -80,9 +88,12 @@ def exempt_names(model: "nn.Module", kinds: Collection[str]) -> frozenset[str]:
 
     Raises:
         ValueError: an unknown kind, or a head that no rule tells.
+        TypeError: a single kind in place of a collection.
     """
     from torch import nn
 
+    if isinstance(kinds, str):
+        raise TypeError(f"Invalid exempt: {kinds!r}: expected a list, such as [{kinds!r}]")
     if unknown := sorted(set(kinds) - set(EXEMPTIONS)):
         raise ValueError(f"Invalid exempt: {unknown}: expected some of {EXEMPTIONS}")
     head = head_of(model) if "head" in kinds else frozenset()

@@ -58,8 +58,10 @@ def trainer_kwargs(
         ``optimizer_cls_and_kwargs`` and ``callbacks``; add callbacks of your own to that list.
 
     Raises:
-        ValueError: an unknown kind of exemption, a knob outside its range, or no layer to drop.
-        TypeError: a knob that the Trainer's arguments say, or of the wrong type.
+        ValueError: an unknown kind of exemption, a head that no rule tells
+            (:func:`graddrop.exemptions.set_head`), a knob outside its range, or no layer to drop.
+        TypeError: a knob that the Trainer's arguments say, or of the wrong type, ``exempt`` among
+            them, which is a list.
     """
     for name in _SAID_BY_ARGS.keys() & knobs.keys():
         raise TypeError(
@@ -89,7 +91,7 @@ def trainer_kwargs(
     }
     factory_kwargs = {
         "weight_decay": args.weight_decay,
-        "exempt": tuple(exempt),
+        "exempt": exempt,
         "categories": categories,
         **arguments,
     }
@@ -111,7 +113,7 @@ class OptimizerFactory:
         model: nn.Module,
         *,
         weight_decay: float,
-        exempt: tuple[str, ...],
+        exempt: Collection[str],
         categories: bool = False,
         **arguments: Any,
     ) -> FusedGradDropAdamW:
@@ -125,8 +127,9 @@ class OptimizerFactory:
             **arguments: of ``FusedGradDropAdamW``.
 
         Raises:
-            ValueError: no layer, where these are what is dropped; as ``FusedGradDropAdamW``.
-            TypeError: as ``FusedGradDropAdamW``.
+            ValueError: no layer, where these are what is dropped; as
+                :func:`graddrop.exemptions.exempt_names` and ``FusedGradDropAdamW``.
+            TypeError: as these two.
         """
         # The rule reads nothing of the Trainer itself.
         decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
@@ -230,7 +233,26 @@ class SkipDroppedMixin:
     conditions hold: the training is the same, bit for bit, and the Trainer must not clip by a norm
     of its own, which would miss what is skipped. Several processes need
     ``TrainingArguments(ddp_find_unused_parameters=True)``.
+
+    Raises:
+        TypeError: a subclass names a Trainer first, whose ``training_step`` would be the one that
+            is called.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a subclass that would never skip."""
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(SkipDroppedMixin)]
+        hiding = [
+            base.__name__
+            for base in before
+            if "training_step" in vars(base) and not issubclass(base, SkipDroppedMixin)
+        ]
+        if hiding:
+            raise TypeError(
+                f"expected SkipDroppedMixin before {hiding[-1]}, which has a training_step of its "
+                f"own: class {cls.__name__}(SkipDroppedMixin, {hiding[-1]})"
+            )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's.

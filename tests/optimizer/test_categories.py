@@ -129,3 +129,6 @@ def test_what_has_no_layers_is_refused():
     stranger = [{"params": [("layer.0.x", torch.nn.Parameter(torch.ones(1)))]}]
     with pytest.raises(ValueError, match=r"got 'layer.0.x', which is not"):
         by_category(MODELS["bert"][0](), stranger)
+    model = MODELS["bert"][0]()
+    with pytest.raises(TypeError, match=r"pairs of names and parameters in param group 0, got"):
+        by_category(model, [{"params": list(model.parameters())}])

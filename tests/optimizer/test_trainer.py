@@ -147,6 +147,10 @@ def test_the_head_is_what_lies_outside_the_base_model():
     assert head_of(wrapped) == {f"module.{name}" for name in head}
     set_head(model, frozenset({"classifier.bias"}))
     assert head_of(model) == {"classifier.bias"}
+    for names in (["classifier.bias", "klassifier.weight"], "classifier"):
+        with pytest.raises(ValueError, match=r"names of Bert.*'s parameters, got \['[ck]lassifier"):
+            set_head(model, names)
+    assert head_of(model) == {"classifier.bias"}
     with pytest.raises(ValueError, match="expected a model of transformers .*Linear.*set_head"):
         head_of(torch.nn.Linear(2, 2))
 
@@ -224,6 +228,21 @@ def test_skipping_under_a_norm_of_the_trainers_is_refused(tmp_path):
     assert all(map(torch.equal, before, weights(trainer)))
 
 
+def test_a_mixin_that_comes_too_late_is_refused():
+    """Its training_step would never be called; one that a subclass overrides is its own affair."""
+    with pytest.raises(TypeError, match=r"class Late\(SkipDroppedMixin, Trainer\)"):
+
+        class Late(transformers.Trainer, SkipDroppedMixin):
+            pass
+
+    class Skipping(SkipDroppedMixin, transformers.Trainer):
+        pass
+
+    class Own(Skipping):
+        def training_step(self, *args, **kwargs):
+            return super().training_step(*args, **kwargs)
+
+
 def test_skipping_dropped_layers_is_the_same_training(tmp_path):
     """Over micro-batches too; some layer has no gradient at some step."""
     runs, without = [], []
@@ -284,6 +303,8 @@ def test_what_the_trainer_says_is_said_there_alone(tmp_path):
         trainer_kwargs(model, make_args(tmp_path, optim_args="a=1"))
     with pytest.raises(ValueError, match="Invalid exempt.*'heads'.*expected some of"):
         trainer_kwargs(model, make_args(tmp_path), exempt=["heads"])
+    with pytest.raises(TypeError, match=r"Invalid exempt: 'head': expected a list, .* \['head'\]"):
+        trainer_kwargs(model, make_args(tmp_path), exempt="head")
     with pytest.raises(ValueError, match="no parameter of Linear is in a layer"):
         trainer_kwargs(torch.nn.Linear(2, 2), make_args(tmp_path), granularity="layer")
     with pytest.raises(ValueError, match="Invalid drop_prob|drop_prob"):
