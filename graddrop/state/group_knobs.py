@@ -74,6 +74,7 @@ class GroupKnobs:
         self._values: list[tuple[Any, ...]] = []
         self._units: list[Any] = []  # by group, None where nothing is chosen by number
         self._may_change = False
+        self._lacks_layers = False  # and has been warned about
         for group, schedule in zip(groups, schedules, strict=True):
             self.add(group, schedule)
 
@@ -122,8 +123,9 @@ class GroupKnobs:
         names = [[group[key] for group in groups] for key in ("stream_ids", "layers")]
         knobs = with_units(knobs, *names)
         if not same or knobs != self._knobs:
-            if not self._knobs:
-                _warn_without_layers(groups, knobs)
+            lacked, self._lacks_layers = self._lacks_layers, _lacks_layers(groups, knobs)
+            if self._lacks_layers and not lacked:
+                _warn_without_layers()
             self._knobs, self._values = knobs, values
             self._may_change = any(map(_may_change, values))
         self._units = _units(groups, knobs)
@@ -150,15 +152,19 @@ def _units(groups: Sequence[Group], knobs: Sequence[Knobs]) -> list[Any]:
     ]
 
 
-def _warn_without_layers(groups: Sequence[Group], knobs: Sequence[Knobs]) -> None:
+def _lacks_layers(groups: Sequence[Group], knobs: Sequence[Knobs]) -> bool:
+    """Whether layers shall be dropped, and no parameter is in one."""
     by_layer = [
         group
         for group, group_knobs in zip(groups, knobs, strict=True)
         if group_knobs.granularity == "layer" and not group_knobs.masks_nothing
     ]
-    if by_layer and all(layer is None for group in by_layer for layer in group["layers"]):
-        warnings.warn(
-            'granularity="layer" drops nothing here: no parameter is in a layer, by its name or '
-            'by "layers" in its param group (an int, or one per parameter)',
-            stacklevel=4,
-        )
+    return bool(by_layer) and all(layer is None for group in by_layer for layer in group["layers"])
+
+
+def _warn_without_layers() -> None:
+    warnings.warn(
+        'granularity="layer" drops nothing here: no parameter is in a layer, by its name or '
+        'by "layers" in its param group (an int, or one per parameter)',
+        stacklevel=4,
+    )

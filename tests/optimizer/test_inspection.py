@@ -91,6 +91,22 @@ def test_an_exempt_group_keeps_everything():
     assert not any(optimizer.keep_mask(param).any() for param in params[:2])
 
 
+@pytest.mark.parametrize("knob, value", [("granularity", "layer"), ("drop_prob", 0.5)])
+def test_layers_that_are_not_there_are_warned_of_when_they_are_asked_for(knob, value):
+    """Once, by the first step that would drop some, however many were made before."""
+    params = make_params(SHAPES)
+    late = {"granularity": "layer", "drop_prob": 0.5} | {
+        knob: {"granularity": "element", "drop_prob": 0.0}[knob]
+    }
+    optimizer = FusedGradDropAdamW([{"params": params, "layers": [None] * len(params)}], **late)
+    train(optimizer, 1)
+    optimizer.param_groups[0][knob] = value
+    with pytest.warns(UserWarning, match='granularity="layer" drops nothing here'):
+        train(optimizer, range(1, 2))
+    optimizer.param_groups[0]["lr"] = 0.5  # knobs are read anew: no second warning, an error here
+    train(optimizer, range(2, 3))
+
+
 @pytest.mark.parametrize("granularity", ["tensor", "layer"])
 def test_what_is_dropped_as_a_whole_is_known_before_backward(granularity):
     """dropped_params and dropped_layers are what keep_mask says, without any gradient."""
