@@ -1,6 +1,8 @@
 """What is ours in a param group: the knobs of the masks, and what the masks call its parameters."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +33,8 @@ CONSTANTS = {
     "differentiable": False,
     "decoupled_weight_decay": True,
 }
+_KNOWN = {"params", "param_names", "stream_ids", "layers", LOADED_MASKS}
+_KNOWN |= {*KNOBS, *CONSTANTS, *COUNTERS}
 
 
 def knobs_of(group: Group) -> Knobs:
@@ -153,6 +157,7 @@ def complete(group: Group, others: Sequence[Group]) -> None:
             f"expected {', '.join(misplaced)} as an argument of the optimizer, got it in a param "
             "group: it holds for all of them"
         )
+    _warn_misspelt(group.keys() - _KNOWN)
     for counter in COUNTERS:
         group[counter] = others[0][counter] if others else 0
     if callable(group["drop_prob"]):
@@ -176,6 +181,16 @@ def complete(group: Group, others: Sequence[Group]) -> None:
     check_ids(group["stream_ids"], group["layers"])
     check_distinct([*others, group])
     check_values(group)
+
+
+def _warn_misspelt(unknown: Iterable[str]) -> None:
+    """Warn of keys that are nearly ours; torch takes any, for schedulers and for users."""
+    for key in sorted(unknown):
+        if near := get_close_matches(key, sorted(_KNOWN), n=1, cutoff=0.85):
+            warnings.warn(
+                f"{key!r} in a param group changes nothing here: did you mean {near[0]!r}?",
+                stacklevel=6,
+            )
 
 
 def _listed(name: str, found: Any, n_params: int, group_index: int) -> list[Any]:

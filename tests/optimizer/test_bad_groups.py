@@ -97,6 +97,16 @@ def test_a_bad_option_is_refused(options, message):
         FusedGradDropAdamW(make_params(SHAPES), **options)
 
 
+def test_a_misspelt_knob_is_warned_of():
+    """Torch takes any key; one that is nearly ours would exempt nothing, silently."""
+    for key, meant in (("dropprob", "drop_prob"), ("layer", "layers"), ("beta", "betas")):
+        with pytest.warns(UserWarning, match=f"'{key}' in a param group .* mean '{meant}'"):
+            FusedGradDropAdamW([{"params": make_params(SHAPES), key: 0}])
+    others = {"name": "head", "initial_lr": 0.1, "lr_scale": 0.5, "max_lr": 1.0, "lr_mult": 2.0}
+    group = FusedGradDropAdamW([{"params": make_params(SHAPES), **others}]).param_groups[0]
+    assert group.items() >= others.items()  # control: what others keep in groups stays
+
+
 def test_a_list_of_parameters_that_is_a_module_is_welcome():
     """Control: a ParameterList holds parameters, one after the other."""
     listed = ParameterList(make_params(SHAPES))
