@@ -89,8 +89,8 @@ def page(name: str) -> str:
         equation,
         "```",
         "",
-        "w is a parameter, g its gradient, m and v its moments, hats their bias corrections, lr, wd, "
-        "b1, b2, eps AdamW's.",
+        "w is a parameter, g its gradient, m and v its moments, hats their bias corrections, lr, "
+        "wd, b1, b2, eps AdamW's.",
         f"k, the mask: {chosen}. s = {scale}.",
         "",
         "## Knobs",

@@ -94,20 +94,21 @@ class FusedGradDropAdamW(MaskedOptimizer):
             memory keeps the gradients as they are. The norm is then :attr:`grad_norm`.
             ``math.inf`` measures and does not clip. None: no norm is looked at.
         masked_norm: bound the norm of the gradients as they enter the moments, without what the
-            masks drop, instead of that of all gradients.
+            masks drop, instead of that of all gradients. Without ``max_grad_norm`` it does nothing.
         norm_group: process group whose members hold different parameters by hand (stages of a
             pipeline, ZeroRedundancyOptimizer) and bound the norm of all of them: each makes every
             step, with gradients or without. None: this process's own. What DTensors shard is added
             up in any case.
-        state_dtype: dtype of the moments of 16-bit parameters, ``torch.float32`` or the
-            parameters' own; other parameters have moments of their own dtype.
+        state_dtype: dtype of the moments of 16-bit parameters: float32, bfloat16, float16, or
+            float64, which the reference alone takes. Other parameters have moments of their own
+            dtype.
         backend: ``"auto"`` (the fastest that serves the tensors), ``"triton"``, ``"cpu"`` or
             ``"reference"``.
 
     Raises:
         ValueError: a value outside its range; parameters that share memory or appear twice.
-        TypeError: a parameter that is not a real floating-point tensor, parameters in a set, or a
-            value of the wrong type.
+        TypeError: a parameter that is not a real floating-point tensor; parameters in a set, or a
+            model or dict in place of them; a value of the wrong type.
     """
 
     # The constructor holds its groups against each other once, when all of them are there.
@@ -207,8 +208,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
             param_group: ``params`` and any knobs of the constructor, ``stream_ids``, ``layers``.
 
         Raises:
-            ValueError: as the constructor. The optimizer is unchanged then.
-            TypeError: as the constructor.
+            ValueError: as the constructor; no ``params``; ids or layers that do not fit. The
+                optimizer is unchanged then, as it is where another error is raised.
+            TypeError: as the constructor; no dict; ids or layers that are no list.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -259,12 +261,15 @@ class FusedGradDropAdamW(MaskedOptimizer):
 
         Raises:
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
-                cannot serve it; a graph capture without ``capturable=True``, of a parameter's first
-                step, of the first one after a state was loaded, or of parameters on several
-                devices; another mask than the one of :meth:`skip_dropped`. Nothing has changed.
-            ValueError: a param group holds a value outside its range, or counters that somebody
-                has put there and that the other groups do not have, or that came with another seed.
-                Nothing has changed.
+                cannot serve it; param groups that were appended or taken away by hand; a graph
+                capture without ``capturable=True``, of a parameter's first step, of the first one
+                after a state was loaded, or of parameters on several devices; another mask than the one of :meth:`skip_dropped`, or a step
+                within its block. Nothing has changed, here and below.
+            ValueError: a param group holds a value outside its range, a list that no longer fits
+                its parameters, or counters that somebody has put there and that the other groups do
+                not have, or that came with another seed; an engine has put its partitions in place
+                of parameters.
+            TypeError: a param group holds a value of the wrong type.
         """
         loss = None
         if closure is not None:

@@ -86,8 +86,9 @@ class MaskedOptimizer(StatefulOptimizer):
             True: kept.
 
         Raises:
-            ValueError: ``param`` is not one of the optimizer's.
-            TypeError: ``param`` is no tensor.
+            ValueError: ``param`` is not one of the optimizer's; as :meth:`step` of a param group.
+            TypeError: ``param`` is no tensor; as :meth:`step` of a param group.
+            RuntimeError: param groups that were appended or taken away by hand.
         """
         if not isinstance(param, Tensor):
             raise TypeError(f"expected one of the optimizer's parameters, got {type(param)}")
@@ -120,6 +121,9 @@ class MaskedOptimizer(StatefulOptimizer):
         norm of ``max_grad_norm`` reads them all the same, unless ``masked_norm=True``. Without a
         gradient (None), ``step`` too stands still; see :meth:`skip_dropped`. A loaded mask is no
         such decision: its parameter is not listed.
+
+        Raises:
+            ValueError: of a param group, as :meth:`step`; so are TypeError and RuntimeError.
         """
         self._counters.sync(self.param_groups)
         dropped = []
@@ -138,6 +142,9 @@ class MaskedOptimizer(StatefulOptimizer):
 
         A layer is dropped if every parameter in it is: by one decision under
         ``granularity="layer"``, by chance under ``"tensor"``.
+
+        Raises:
+            ValueError: of a param group, as :meth:`step`; so are TypeError and RuntimeError.
         """
         dropped = set(map(id, self.dropped_params()))
         by_layer: dict[int, bool] = {}
@@ -163,7 +170,7 @@ class MaskedOptimizer(StatefulOptimizer):
             None unless ``wait``.
 
         Raises:
-            ValueError: a param group holds a value outside its range.
+            ValueError: of a param group, as :meth:`step`; so are TypeError and RuntimeError.
         """
         knobs = self._next_knobs() if wait else self._knobs.read(self.param_groups)
         if wait:
