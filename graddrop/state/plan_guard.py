@@ -57,7 +57,7 @@ class PlanGuard:
         self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
-        self._aligned = [own for own in self._own if ALIGNMENT in own]
+        self._with_alignment = [own for own in self._own if ALIGNMENT in own]
         self._held = self._hold()
         self._plain = are_plain(params)
         self._all_plain = self._plain and are_plain(self._held)
@@ -99,7 +99,7 @@ class PlanGuard:
     def _hold(self) -> list[Tensor]:
         """The state that the plan reads and writes."""
         held = list(chain.from_iterable(map(_STATE, self._own)))
-        return held + list(map(_ALIGNMENT, self._aligned)) if self._aligned else held
+        return held + list(map(_ALIGNMENT, self._with_alignment)) if self._with_alignment else held
 
     def _tensors(self) -> Sequence[Tensor]:
         """What the plan reads and writes beside gradients, as this process holds it."""

@@ -68,9 +68,9 @@ def slots_of(
                 slots.append(None)
                 continue
             new = own.keys().isdisjoint(STATE_KEYS)  # others may keep theirs beside ours
-            unaligned = group["rescale"] == ALIGNMENT and ALIGNMENT not in own
+            lacks_alignment = group["rescale"] == ALIGNMENT and ALIGNMENT not in own
             try:
-                if new or unaligned:
+                if new or lacks_alignment:
                     if is_capturing():
                         raise RuntimeError(
                             "expected state for each parameter with a gradient to capture step() "
@@ -79,7 +79,7 @@ def slots_of(
                         )
                     check_param(local_tensor(param))
                     own = {**own, **(initial_state(param, group) if new else {})}
-                    if unaligned:
+                    if lacks_alignment:
                         own[ALIGNMENT] = initial_alignment(param)
                 slot = _slot_of(param, grad, own, group, index, group_index)
                 bits = loaded_masks.bits(param, slot.param, slot.shard)

@@ -40,7 +40,7 @@ class Alignments:
         self._runs: list[slice] = []  # of them, which an index on the device would have to be told
         self._held: list[Tensor] = []
         for row, slot in enumerate(slots):
-            if not slot.is_aligned(knobs[slot.group]):
+            if not slot.scales_by_alignment(knobs[slot.group]):
                 continue
             assert slot.alignment is not None
             self._held.append(slot.alignment.reshape(()))

@@ -74,13 +74,13 @@ class Slot:
             return True
         return not knobs.masks_nothing and (knobs.granularity != "layer" or self.layer is not None)
 
-    def is_aligned(self, knobs: Knobs) -> bool:
+    def scales_by_alignment(self, knobs: Knobs) -> bool:
         """Whether the step of what its mask keeps is multiplied by its alignment."""
         return knobs.rescale == ALIGNMENT and self.is_masked(knobs)
 
     def mask_scale(self, knobs: Knobs) -> float:
         """What multiplies what is kept."""
-        if self.is_aligned(knobs):
+        if self.scales_by_alignment(knobs):
             assert self.alignment is not None
             return float(self.alignment)
         return 1.0 if self.keep_bits is not None else knobs.mask_scale

@@ -42,7 +42,7 @@ class CpuExecutor:
         members: dict[tuple[Dtypes, bool, bool], list[int]] = {}
         for index, slot in enumerate(slots):
             group = knobs[slot.group]
-            signature = slot.dtypes, group.rounds(slot.param.dtype), slot.is_aligned(group)
+            signature = slot.dtypes, group.rounds(slot.param.dtype), slot.scales_by_alignment(group)
             members.setdefault(signature, []).append(index)
         self._calls = [
             _Call([slots[row] for row in rows], knobs, rows, *signature)

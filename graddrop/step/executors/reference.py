@@ -48,7 +48,7 @@ class ReferenceExecutor:
         dots = []
         for slot, grad in zip(self._entries, self._grads, strict=True):
             group = self._knobs[slot.group]
-            if grad is None or not slot.is_aligned(group):
+            if grad is None or not slot.scales_by_alignment(group):
                 dots.append(slot.param.new_zeros(3, dtype=torch.float64))
             else:
                 sign = -1.0 if group.maximize else 1.0
@@ -82,7 +82,7 @@ class ReferenceExecutor:
             group = self._knobs[slot.group]
             draw = self._draw(group)
             scale = slot.mask_scale(group)
-            if step_scales is not None and slot.is_aligned(group):
+            if step_scales is not None and slot.scales_by_alignment(group):
                 scale = step_scales[row].item()
             if group.site == "freeze" and not slot.keeps_any(group, draw):
                 continue

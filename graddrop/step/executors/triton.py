@@ -41,7 +41,7 @@ class TritonExecutor:
             tensor_table,
             layout_table,
             [
-                (*slot.dtypes, group.rounds(slot.param.dtype), slot.is_aligned(group))
+                (*slot.dtypes, group.rounds(slot.param.dtype), slot.scales_by_alignment(group))
                 for slot, group in ((slot, knobs[slot.group]) for slot in slots)
             ],
             len(knobs),
