@@ -263,8 +263,9 @@ class FusedGradDropAdamW(MaskedOptimizer):
             RuntimeError: a gradient or a state that does not match its parameter; a backend that
                 cannot serve it; param groups that were appended or taken away by hand; a graph
                 capture without ``capturable=True``, of a parameter's first step, of the first one
-                after a state was loaded, or of parameters on several devices; another mask than the one of :meth:`skip_dropped`, or a step
-                within its block. Nothing has changed, here and below.
+                after a state was loaded, or of parameters on several devices; another mask than the
+                one of :meth:`skip_dropped`, or a step within its block. Nothing has changed, here
+                and below.
             ValueError: a param group holds a value outside its range, a list that no longer fits
                 its parameters, or counters that somebody has put there and that the other groups do
                 not have, or that came with another seed; an engine has put its partitions in place

@@ -1,15 +1,18 @@
-"""Every snippet of README and docs is run: code trains, commands are those that there are.
+"""Every snippet of README, docs and docstrings is run: code trains, commands are those there are.
 
 The pages of methods have a test of their own (``test_method_pages.py``), plans another
 (``tests/xglue/sweep/test_sweep_plan.py``).
 """
 
 import contextlib
+import inspect
 import io
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ import pytest
 import torch
 from helpers.root import ROOT
 
+import graddrop
 from graddrop import cli
+from graddrop.methods import PRESETS
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -87,6 +92,39 @@ def test_groups_by_hand_are_what_the_page_says(at_hand: dict[str, Any]) -> None:
     body, head = at_hand["optimizer"].param_groups
     assert set(body["layers"]) == {0, 1} and body["drop_prob"] == 0.5
     assert set(head["layers"]) == {None} and head["drop_prob"] == 0.0
+
+
+def examples(documentation: str) -> list[str]:
+    """Indented blocks of a docstring that follow two colons."""
+    found = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", inspect.cleandoc(documentation) + "\n")
+    return [textwrap.dedent(block) for block in found]
+
+
+# Where docstrings show code, and what each takes for granted beside what pages do.
+SHOWN = (
+    "graddrop.mask_makers",
+    "graddrop.categories",
+    "graddrop.trainer",
+    "graddrop.trainer.SkipDroppedMixin",
+    "graddrop.FusedGradDropAdamW.skip_dropped",
+)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_code_of_a_docstring_runs(name: str, at_hand: dict[str, Any]) -> None:
+    """In the names of its module, with a model and its data, and an optimizer that drops layers."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    shown = pkgutil.resolve_name(name)
+    module = sys.modules[getattr(shown, "__module__", name)]
+    loss_of, batch = at_hand["model"], at_hand["batches"][0]
+    named = at_hand["model"].named_parameters()
+    names = vars(module) | at_hand | {"graddrop": graddrop, "PRESETS": PRESETS}
+    names["FusedGradDropAdamW"] = graddrop.FusedGradDropAdamW
+    names["optimizer"] = graddrop.FusedGradDropAdamW(named, granularity="layer")
+    if name.endswith("skip_dropped"):  # the model is its loss there
+        names |= {"model": lambda inputs: loss_of(**inputs).loss, "inputs": batch}
+    (code,) = examples(shown.__doc__ or "")
+    exec(compile(code, name, "exec"), names)
 
 
 @pytest.mark.slow
