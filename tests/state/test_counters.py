@@ -131,6 +131,17 @@ def test_a_bad_counter_is_refused(counter, value, group):
     untouched.check()
 
 
+@pytest.mark.parametrize(("counter", "n_bits"), [("steps_finished", 63), ("masks_begun", 32)])
+def test_a_counter_may_use_all_its_bits_and_no_more(counter, n_bits):
+    """Steps are counted in 64 bits with a sign, draws are of 32."""
+    optimizer = make()
+    most = (1 << n_bits) - 1
+    optimizer.load_state_dict(changed(optimizer, **{counter: [most] * 3}))
+    assert optimizer.state_dict()["param_groups"][2][counter] == most
+    with pytest.raises(ValueError, match=f"Invalid {counter}: {most + 1}: expected an integer in"):
+        optimizer.load_state_dict(changed(optimizer, **{counter: [most + 1] * 3}))
+
+
 def test_counters_of_numpy_are_counters(tmp_path):
     """They go on as plain ints, which every checkpoint can hold."""
     optimizer = make()
@@ -195,6 +206,27 @@ def test_counters_put_into_the_groups_are_followed(backend, device, name, n_befo
     counts = {"steps_finished": n_before + 3, "masks_begun": 1} | {name: 40 + 2}
     counts["masks_begun"] = 40 if name == "masks_begun" else 1
     assert optimizer.state_dict()["param_groups"][2].items() >= counts.items()
+
+
+@pytest.mark.parametrize("period", ["step", "epoch"])
+def test_every_executor_follows(period):
+    """Where no one backend serves all parameters; so does a mask that is begun by hand."""
+    params = [*make_params(SHAPES), *make_params(SHAPES, torch.float64)]
+    optimizer = FusedGradDropAdamW(params, lr=1e-2, site="freeze", period=period)
+    optimizer.new_mask(1)
+    train(optimizer, 2)
+    if len(optimizer._plan_cache.latest.executors) < 2:
+        pytest.skip("the CPU kernel is not built: one executor serves all")
+    (group,) = optimizer.param_groups
+    for draw in (12, 31):
+        if draw == 12:
+            group |= {"steps_finished": 12, "masks_begun": 12}
+        elif period == "epoch":
+            optimizer.new_mask(31)
+        else:
+            train(optimizer, range(optimizer.draws[0], 31))
+        assert optimizer.draws == [draw]
+        assert_the_mask_is_told(optimizer)
 
 
 @pytest.mark.parametrize("value", [7, *BAD_COUNTS], ids=repr)

@@ -13,9 +13,18 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim import Optimizer
 
 from graddrop import FusedGradDropAdamW
 
+# Arguments of AdamW that stand in our groups at one value.
+ONE_VALUE = {
+    "amsgrad": False,
+    "foreach": None,
+    "fused": None,
+    "differentiable": False,
+    "decoupled_weight_decay": True,
+}
 FULL = pytest.mark.parametrize("full", [False, True])
 
 
@@ -106,3 +115,30 @@ def test_a_checkpoint_before_training_counts_as_a_step(cls):
     assert_same([param.detach() for param in model.parameters()], before)
     assert [int(optimizer.state[param]["step"]) for param in params_of(optimizer)] == [1, 1]
     assert cls is torch.optim.AdamW or optimizer.draws == [1]
+
+
+@pytest.mark.parametrize("load", [FusedGradDropAdamW.load_state_dict, Optimizer.load_state_dict])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_groups_have_the_keys_of_adamw_whatever_is_loaded(load, options):
+    """A reader asks for its own; those at one value keep it, or the step would refuse it."""
+    model, ours = make(FusedGradDropAdamW)
+    theirs = torch.optim.AdamW(model.parameters(), **options)
+    train(theirs, 1)
+    for _ in range(2):
+        (group,) = ours.param_groups
+        assert theirs.param_groups[0].keys() <= group.keys()
+        assert {key: group[key] for key in ONE_VALUE} == ONE_VALUE
+        load(ours, copy.deepcopy(theirs.state_dict()))
+    train(ours, range(1, 2))
+
+
+@pytest.mark.parametrize("key", ONE_VALUE)
+def test_another_value_of_theirs_is_refused(key):
+    """Whoever puts it into a group: nothing has changed then."""
+    _, ours = make(FusedGradDropAdamW)
+    train(ours, 1)
+    before = snapshot(ours)
+    ours.param_groups[0][key] = not ONE_VALUE[key]
+    with pytest.raises(ValueError, match=f"Invalid {key}: .* has it at {ONE_VALUE[key]} only"):
+        train(ours, range(1, 2))
+    assert_same(snapshot(ours), before)

@@ -94,6 +94,23 @@ def test_an_old_pickle_is_an_optimizer():
     assert ours.draws == [4, 4] and ours.max_grad_norm is None
 
 
+def test_an_old_pickle_is_masked_by_the_places_and_names_of_its_parameters():
+    """One of before the masks' own names for them, over all groups, as a new optimizer has them."""
+    named = list(
+        zip(("a.layer.3.w", "head", "layers.0.w", "b"), make_params((SMALL[0],) * 4), strict=True)
+    )
+    groups = [{"params": named[:1]}, {"params": named[1:3]}, {"params": named[3:]}]
+    new = FusedGradDropAdamW(groups)
+    old = copy.deepcopy(new).__getstate__()
+    for group in old["param_groups"]:
+        del group["stream_ids"], group["layers"]
+    ours = FusedGradDropAdamW.__new__(FusedGradDropAdamW)
+    ours.__setstate__(old)
+    assert [group["stream_ids"] for group in ours.param_groups] == [[0], [1, 2], [3]]
+    assert [group["layers"] for group in ours.param_groups] == [[3], [None, 0], [None]]
+    assert_same([*map(ours.keep_mask, params_of(ours))], [*map(new.keep_mask, params_of(new))])
+
+
 def test_torchs_loader_takes_a_state_of_adamw():
     """Called by the base class's name; knobs that AdamW lacks stay as they are here."""
     theirs = torch.optim.AdamW([{"params": [p]} for p in make_params(SMALL)], lr=0.5)
