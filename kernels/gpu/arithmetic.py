@@ -24,7 +24,8 @@ def quotient(a, b, PTX: tl.constexpr):
     """a / b to 2 ulp for b = 0 or b in [2**-126, 2**126]: fp32, any shape.
 
     Triton's division becomes div.full in PTX, which spends seven more instructions on other b. Here
-    b is the root of an fp32 number, so 0 or at least 3.7e-23, plus eps.
+    b is the root of an fp32 number, so 0 or at least 3.7e-23, plus eps, which `prepare` keeps from
+    being subnormal.
     """
     if PTX:
         return a * tl.inline_asm_elementwise(

@@ -21,6 +21,8 @@ _N_GROUP_COLUMNS = tl.constexpr(abi.N_GROUP_COLUMNS)
 _SOURCE_LOADED, _SOURCE_TENSOR = tl.constexpr(abi.SOURCE_LOADED), tl.constexpr(abi.SOURCE_TENSOR)
 _SITE_GRAD, _SITE_FREEZE = tl.constexpr(abi.SITE_GRAD), tl.constexpr(abi.SITE_FREEZE)
 _N_SITES = tl.constexpr(abi.N_SITES)
+# Of fp32. `quotient` takes what is smaller for 0, and 0 / 0 is NaN; beside any root it is nothing.
+_LEAST_NORMAL = tl.constexpr(2.0**-126)
 
 # Out, what the step reads: fp32 [n_tensors, FLOATS]
 GRAD_FACTOR = tl.constexpr(0)  # multiplies every gradient
@@ -131,7 +133,9 @@ def prepare(
     tl.store(out + ONE_MINUS_BETA1, (1.0 - beta1).to(tl.float32), mask=valid)
     tl.store(out + BETA2, beta2.to(tl.float32), mask=valid)
     tl.store(out + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32), mask=valid)
-    tl.store(out + EPS, tl.load(group + _EPS).to(tl.float32), mask=valid)
+    eps = tl.load(group + _EPS)
+    eps = tl.where(eps > 0.0, tl.maximum(eps, _LEAST_NORMAL), eps)
+    tl.store(out + EPS, eps.to(tl.float32), mask=valid)
     decay_factor = 1.0 - lr * tl.load(group + _WEIGHT_DECAY)
     tl.store(out + DECAY_FACTOR, decay_factor.to(tl.float32), mask=valid)
     tl.store(out + STEP_SIZE, step_size.to(tl.float32), mask=valid)

@@ -107,6 +107,19 @@ def test_tiny_gradients_take_whole_steps(eps):
     assert torch.allclose(slot.param, -slot.grad.sign(), rtol=0.5 / 71 + 1e-5, atol=0)
 
 
+# Lanes out of bounds divide zeros.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("eps", [1e-8, 1e-39, 1e-45])
+def test_who_never_had_a_gradient_stands_still(eps):
+    """Zero over any eps that fp32 holds is zero, over a subnormal one too."""
+    (slot,) = _entries_of([(1300,)], steps=0)
+    for tensor in (slot.grad, slot.exp_avg, slot.exp_avg_sq):
+        tensor.zero_()
+    before = slot.param.clone()
+    step([slot], [make_knobs(eps=eps, lr=1.0, weight_decay=0.0, drop_prob=0.0)])
+    assert torch.equal(slot.param, before)
+
+
 def decaying(slots, **changes):
     """Make each kept entry halve, and nothing else: a mask that can be read off, in any dtype."""
     for slot in slots:
