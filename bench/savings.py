@@ -16,6 +16,7 @@ mask is drawn: a step that drops less than that takes more.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,12 +63,21 @@ class Kept:
         matrices: how many need it for their own gradient.
         norms: the same of norms. If there are neither, gradients of activations need it.
         of_input: whether it is for the gradient of the layer's input alone.
+        category: matrices among which the share is dropped where categories drop their own.
     """
 
     size: float
     matrices: int = 0
     norms: int = 0
     of_input: bool = False
+    category: int = 1
+
+    def unneeded(self, drop: float) -> float:
+        """How often all its matrices are among those that their category drops, a share of it."""
+        each = (
+            max(drop * self.category - i, 0) / (self.category - i) for i in range(self.matrices)
+        )
+        return math.prod(each)
 
 
 @dataclass(frozen=True)
@@ -139,16 +149,16 @@ def kept_by_layer(size: Size, *, fused: bool, dropout: float) -> list[Kept]:
         return [
             Kept(4 * d + 4, of_input=True),
             Kept(d * b, norms=1),
-            Kept(d * b, matrices=3),
+            Kept(d * b, matrices=3, category=4),
             *attention,
             Kept(4 * d + 4),
             Kept(d * b, norms=1),
-            Kept(d * b, matrices=2),
+            Kept(d * b, matrices=2, category=3 * size.layers),  # odd: of all layers together
             Kept(3 * f * b),  # the gate before and after its function, what it multiplies
             Kept(f * b, matrices=1),
         ]
     return [
-        Kept(d * b, matrices=3),
+        Kept(d * b, matrices=3, category=4),
         *attention,
         Kept(2 * (d * b + 8 + d * dropout)),  # input of each norm, its mean and deviation
         Kept(d * b, matrices=1),
@@ -176,7 +186,6 @@ def saving(size: Size, way: Way, *, fused: bool = True, dropout: float | None = 
     tokens, (examples, length) = size.batch[0] * size.batch[1], size.batch
     d, b = size.width, size.dtype.itemsize
     drop = way.knobs["drop_prob"] if way.masks else 0.0
-    by_tensor = way.knobs.get("granularity") == "tensor"
     first = round(way.lowest * size.layers)
     bottom = way.lowest == 0 and not way.lora  # whether embeddings are trained
 
@@ -200,7 +209,8 @@ def saving(size: Size, way: Way, *, fused: bool = True, dropout: float | None = 
             users = kept.matrices + (kept.norms if trains_norms else 0)
             share = float(on or not kept.of_input)
             if kept.matrices or kept.norms:
-                share = 1 - drop ** (users if by_tensor else 1) if users else 0.0
+                together = way.categories and kept.matrices
+                share = 1 - (kept.unneeded(drop) if together else drop) if users else 0.0
             saved += tokens * kept.size * share
         saved += tokens * RANK * b * len(layer) if way.lora else 0.0
     reached = first < size.layers

@@ -36,6 +36,7 @@ from bench.origin import origin
 from bench.sizes import SIZES
 from bench.ways import Way, ways
 from graddrop import FusedGradDropAdamW
+from graddrop.categories import by_category
 from graddrop.mask import layer_of
 from graddrop.xglue.adapters import add_adapters
 
@@ -152,6 +153,9 @@ class Training:
         self._layered = sum(param.numel() for _, param in in_layers)
         groups = [{"params": in_layers}, {"params": others, "drop_prob": 0.0}]
         groups = [group for group in groups if group["params"]]
+        if way.categories:
+            self.want_gradients()  # categories are of what is trained
+            groups = by_category(model, groups)
         # New masks at each step, so that the median is of many masks.
         knobs = dict(way.knobs) | ({"period": "step"} if way.masks else {})
         self.optimizer: Any = (

@@ -47,8 +47,8 @@ def model(request):
 def test_what_is_computed_is_what_is_counted(model, way):
     """Operations, gradients, moments exactly; what is saved but for small change, as of angles.
 
-    Masks are compared at the share that they drop. Tensors differ in what they cost and keep, so
-    that for half of them means come near.
+    Masks are compared at the share that they drop. Where tensors are dropped that is not quite the
+    matrices' share: biases and norms, which have no products, are drawn by themselves.
     """
     name, module = model
     if way == "lora":
@@ -66,8 +66,8 @@ def test_what_is_computed_is_what_is_counted(model, way):
     tensors = way == "half-fine-tuning"
     assert found.gradients == pytest.approx(gradients, rel=1e-9)
     assert found.moments == training.moments()
-    assert found.operations == pytest.approx(operations, rel=0.01 if tensors else 1e-9)
-    assert found.saved == pytest.approx(saved, rel=0.04 if tensors else 0.02, abs=4096)
+    assert found.operations == pytest.approx(operations, rel=1e-3 if tensors else 1e-9)
+    assert found.saved == pytest.approx(saved, rel=0.02, abs=4096)
 
 
 def test_a_step_costs_what_it_reads_and_writes():

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from bench import whole_step
+from bench.sizes import SIZES
+from graddrop.mask import layer_of
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -47,6 +50,24 @@ def test_what_is_frozen_from_the_start_has_no_gradient_no_moments_and_keeps_no_i
         assert getattr(head, name) < getattr(upper, name) < getattr(standard, name)
     assert standard.moments == 2 * standard.gradients == 2 * standard.parameters
     assert upper.moments == 2 * upper.gradients
+
+
+def test_half_fine_tuning_drops_half_of_each_layer():
+    """As users draw it: two of four matrices of attention, one of two of the rest, at each step."""
+    model = whole_step.Mean(SIZES["encoder"].scaled(4, 32, 300).build())
+    training = whole_step.Training(model, whole_step.ways(4)["half-fine-tuning"], 4)
+    drawn = set()
+    for _ in range(3):
+        dropped = {id(param) for param in training.optimizer.dropped_params()}
+        for layer in range(4):
+            named = [(n, p) for n, p in model.named_parameters() if layer_of(n) == layer]
+            matrices = [param for _, param in named if param.dim() == 2]
+            gone = [param for param in matrices if id(param) in dropped]
+            assert len(matrices) == 6 and len(gone) == 3
+            assert 2 * sum(p.numel() for p in gone) == sum(p.numel() for p in matrices)
+        drawn.add(frozenset(dropped))
+        training.step(torch.zeros(2, 8, dtype=torch.int64))
+    assert len(drawn) == 3
 
 
 def test_a_record_says_where_it_comes_from(costs):
