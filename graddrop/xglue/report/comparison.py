@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from graddrop.xglue.report.analysis_plan import AnalysisPlan
-from graddrop.xglue.report.collect import Arm, Experiment
+from graddrop.xglue.report.collect import Arm, Experiment, ReportError
 from graddrop.xglue.report.rates import Rates, is_relative, matches
 from graddrop.xglue.report.statistics import (
     CONFIDENCE,
@@ -148,6 +148,9 @@ def compare(experiment: Experiment, rates: Rates, plan: AnalysisPlan) -> list[Co
     Returns:
         One comparison wherever at least one pair of runs exists. Of a mean over tasks whose parts
         are tested, and of a control against another, there is no test.
+
+    Raises:
+        ReportError: If a test of the confirmatory family is about several arms.
     """
     found = []
     for control in CONTROLS:
@@ -160,6 +163,14 @@ def compare(experiment: Experiment, rates: Rates, plan: AnalysisPlan) -> list[Co
                 differences = pairs(ours, theirs)
                 if differences:
                     found.append(_comparison(plan, task, arm, other, differences))
+    for primary in plan.primary:
+        meant = [c for c in found if primary.is_about(c.task, c.arm, c.control)]
+        if len(meant) > 1:  # the family would grow with every arm that is run later
+            names = ", ".join(f"{c.arm.label} less {c.control.label}" for c in meant)
+            raise ReportError(
+                f"expected one comparison on {primary.task} for {primary.arm} and "
+                f"{primary.control} of the plan's [[primary]], got {names}: name one of them there"
+            )
     for family in (PRIMARY, SECONDARY):
         members = [index for index, c in enumerate(found) if c.family == family]
         corrected = holm([found[index].p for index in members])

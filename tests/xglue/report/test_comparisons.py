@@ -11,7 +11,7 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 from helpers.report_runs import flat, make_result, put, qadsm
 
 from graddrop.xglue.report.analysis_plan import AnalysisPlan, Primary
-from graddrop.xglue.report.collect import Arm, Experiment, collect
+from graddrop.xglue.report.collect import Arm, Experiment, ReportError, collect
 from graddrop.xglue.report.comparison import ALL_TASKS, Comparison, compare, scores_by_seed
 from graddrop.xglue.report.document import Items
 from graddrop.xglue.report.rates import at_chosen_rates, choose_rates
@@ -249,6 +249,20 @@ def test_a_confirmatory_family_is_corrected_by_itself(tmp_path: Path) -> None:
         untested = [c for c in found if c.family is None]
         assert untested and all(c.p is None for c in untested)
         assert all(c.task is None or c.arm.method == "lr-matched" for c in untested)
+
+
+def test_a_confirmatory_family_does_not_grow_with_the_arms(tmp_path: Path) -> None:
+    """A method that is run at another p later is not tested in its place, nor beside it."""
+    for seed in range(3):
+        put(tmp_path, qadsm("standard", seed, 0.5 + 0.01 * seed))
+        for p in (0.5, 0.75):
+            put(tmp_path / str(p), qadsm("graddrop", seed, 0.6 + 0.02 * seed, drop_prob=p))
+    experiment = collect(tmp_path)
+    with pytest.raises(ReportError, match=r"expected one comparison.*drop=0\.5 less.*drop=0\.75"):
+        compared(experiment, AnalysisPlan(primary=(Primary("qadsm", "graddrop", "standard"),)))
+    plan = AnalysisPlan(primary=(Primary("qadsm", "graddrop drop=0.5", "standard"),))
+    families = {c.arm.label: c.family for c in compared(experiment, plan)}
+    assert families == {"graddrop drop=0.5": "primary", "graddrop drop=0.75": "secondary"}
 
 
 def test_knobs_of_a_method_part_its_arms(tmp_path: Path) -> None:
