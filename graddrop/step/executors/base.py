@@ -30,10 +30,11 @@ class Executor(Protocol):
         """Begin a step, which ``found_inf`` may skip; it advances ``counters``."""
 
     def moment_dots(self) -> Tensor:
-        """:func:`graddrop.reference.moment_dots` of each aligned slot: float64 [n_slots, 3].
+        """:func:`graddrop.reference.moment_dots` of each slot: float64 [n_slots, 3].
 
         Up to a positive factor of its gradient. Zeros where there is no gradient, anything where
-        the slot is not aligned. Where it is asked for, that is before :meth:`grad_squares`.
+        the slot's step is not scaled by its alignment. Where it is asked for, that is before
+        :meth:`grad_squares`.
         """
 
     def grad_squares(self, masked: bool) -> Tensor:
@@ -47,7 +48,8 @@ class Executor(Protocol):
 
         Args:
             clip_factor: one element, multiplies all gradients.
-            step_scales: float32 [n_slots], multiply the updates of aligned slots, not their decay.
+            step_scales: float32 [n_slots], multiply the updates of the slots that their alignments
+                scale, not their decay.
         """
 
     def abandon(self) -> None:

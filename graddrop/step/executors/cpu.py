@@ -16,7 +16,7 @@ from .grad_column import GradColumn
 
 
 class _Call:
-    """The slots of one dtype signature, all or none of them aligned; ``rows`` among all."""
+    """The slots of one dtype signature, scaled by alignments all or none; ``rows`` among all."""
 
     def __init__(
         self,
@@ -25,9 +25,9 @@ class _Call:
         rows: list[int],
         dtypes: Dtypes,
         rounds: bool,
-        aligned: bool,
+        by_alignment: bool,
     ) -> None:
-        self.aligned = aligned
+        self.by_alignment = by_alignment
         tensor_table, layout_table = tensor_tables(slots, knobs)
         self.rows = rows
         self.tables = Tables(tensor_table, layout_table, dtypes, stochastic_rounding=rounds)
@@ -93,7 +93,7 @@ class CpuExecutor:
         """See :class:`Executor`."""
         dots = torch.zeros((self._n_slots, 3), dtype=torch.float64, device="cpu")
         for index, call in enumerate(self._calls):
-            if call.aligned:
+            if call.by_alignment:
                 found = call.tables.moment_dots(self._group_table, self._counters)
                 dots[call.rows], self._squares[index] = found, found[:, 0]
         dots[:, 1] *= self._group_table[self._groups, abi.GRAD_SIGN]
@@ -106,7 +106,7 @@ class CpuExecutor:
             # Their site is the update, where masks drop nothing of the gradients.
             squares[call.rows] = (
                 self._squares[index]
-                if call.aligned
+                if call.by_alignment
                 else call.tables.grad_squares(self._group_table, self._counters, masked)
             )
         return squares / self._loss_scale**2
@@ -118,7 +118,7 @@ class CpuExecutor:
         factor = 1.0 if clip_factor is None else clip_factor.item()
         for call in self._calls:
             scales = None
-            if call.aligned and step_scales is not None:
+            if call.by_alignment and step_scales is not None:
                 scales = step_scales[call.rows].double()
             call.tables.step_(self._group_table, self._counters, factor / self._loss_scale, scales)
         self._finished.value += 1
