@@ -40,8 +40,8 @@ def check_knobs(knobs: Knobs) -> None:
             raise ValueError(f"Invalid {name}: {value}: expected {expected}")
     if not isinstance(knobs.drop_prob, Tensor):
         if not isinstance(knobs.drop_prob, Real) or isinstance(knobs.drop_prob, bool):
-            given_late = callable(knobs.drop_prob)
-            cure = "; a schedule is given when the group is made" if given_late else ""
+            late = callable(knobs.drop_prob)
+            cure = "; give a schedule to the optimizer when the group is made" if late else ""
             raise TypeError(
                 f"Invalid drop_prob: {knobs.drop_prob!r}: expected a number in [0, 1], got "
                 f"{type(knobs.drop_prob)}{cure}"

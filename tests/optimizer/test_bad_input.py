@@ -168,6 +168,17 @@ def test_a_bad_schedule_is_refused(make, error, message):
         make()
 
 
+def test_a_schedule_that_comes_late_is_refused():
+    """A group's schedule is known from its beginning on; the function has none."""
+    optimizer = trained()
+    untouched = Untouched(optimizer)
+    good = optimizer.param_groups[0]["drop_prob"]
+    optimizer.param_groups[0]["drop_prob"] = schedules.Linear(0.1, 0.5, 10)
+    with pytest.raises(TypeError, match="give a schedule to the optimizer when the group is made"):
+        optimizer.step()
+    untouched.check(drop_prob=good)
+
+
 def test_a_schedule_that_fails_changes_nothing():
     """A callable that leaves [0, 1] or raises is refused where it does."""
     optimizer = trained(drop_prob=lambda step: {0: 0.1, 1: 0.2, 2: 1.2}[step])
