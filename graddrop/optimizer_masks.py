@@ -118,9 +118,9 @@ class MaskedOptimizer(StatefulOptimizer):
         One decision does so: with ``granularity="tensor"`` and ``"layer"``, and with
         ``drop_prob=1``. What chance drops entry by entry is not listed. Under ``site="grad"`` and
         ``"freeze"`` their gradients enter neither parameters nor moments and may be left stale. The
-        norm of ``max_grad_norm`` reads them all the same, unless ``masked_norm=True``. Without a
-        gradient (None), ``step`` too stands still; see :meth:`skip_dropped`. A loaded mask is no
-        such decision: its parameter is not listed.
+        norm of ``max_grad_norm``, unless ``masked_norm=True``, and a GradScaler's search for
+        infinities read them all the same. Without a gradient (None), ``step`` too stands still; see
+        :meth:`skip_dropped`. A loaded mask is no such decision: its parameter is not listed.
 
         Raises:
             ValueError: of a param group, as :meth:`step`; so are TypeError and RuntimeError.

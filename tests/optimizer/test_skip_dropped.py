@@ -330,17 +330,23 @@ def test_a_compiled_model_is_compiled_once_for_each_set_of_layers():
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("site", ["grad", "freeze"])
+@pytest.mark.parametrize("granularity", ["tensor", "layer"])
 @pytest.mark.parametrize("masked_norm", [False, True])
-def test_dropped_gradients_are_read_for_a_norm_of_all(backend, device, masked_norm):
+def test_dropped_gradients_are_read_for_a_norm_of_all(
+    backend, device, masked_norm, granularity, site
+):
     """Stale gradients of dropped_params change nothing, but for the norm of all gradients."""
-    grads, runs = {}, []
-    for stale in (1.0, 1e3):
-        model, optimizer = make_net(backend, max_grad_norm=1.0, masked_norm=masked_norm)
+    grads, runs, norms = {}, [], []
+    knobs = {"max_grad_norm": 1.0, "granularity": granularity, "site": site}
+    for stale in (1.0, torch.nan if masked_norm else 1e3):
+        model, optimizer = make_net(backend, masked_norm=masked_norm, **knobs)
         dropped = set(map(id, optimizer.dropped_params()))
         for index, param in enumerate(model.parameters()):
             grads.setdefault(index, torch.randn_like(param))
             param.grad = grads[index] * (stale if id(param) in dropped else 1.0)
         optimizer.step()
         runs.append(snapshot(optimizer))
-    assert dropped
-    assert differs(*runs) == (not masked_norm)
+        norms.append(float(optimizer.grad_norm))
+    assert 0 < len(dropped) < len(grads)
+    assert differs(*runs) == (norms[0] != norms[1]) == (not masked_norm)
