@@ -162,6 +162,38 @@ def test_state_may_be_exchanged_between_steps(backend, device):
     assert optimizer.draws == [2]  # masks are numbered by the optimizer, whose fourth step this was
 
 
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+def test_one_tensor_of_the_state_may_be_exchanged(backend, device, key):
+    """In the state object that there is: the new one is stepped, the old one is left alone."""
+    runs = []
+    for exchanged in (False, True):
+        params = make_params(((5, 7), (70,)), device=device)
+        optimizer = make_optimizer(params, backend)
+        train(optimizer, 2)
+        state = optimizer.state[params[1]]
+        old, value = state[key], state[key].clone()
+        if exchanged:
+            state[key] = value.clone()
+        train(optimizer, range(2, 4))
+        runs.append(snapshot(optimizer))
+        assert torch.equal(old, value) == exchanged
+    assert_same(*runs)
+
+
+def test_parameters_may_change_places_between_steps(backend, device):
+    """Each goes on with its own gradients and state; without a mask places mean nothing."""
+    runs = []
+    for change in (False, True):
+        params = make_params(((5, 7), (7, 5), (5, 7)), device=device)
+        optimizer = FusedGradDropAdamW(params, lr=1e-2, drop_prob=0.0, backend=backend)
+        train(optimizer, 2, params)
+        if change:
+            optimizer.param_groups[0]["params"].reverse()
+        train(optimizer, range(2, 4), params)
+        runs.append(snapshot(optimizer, params))
+    assert_same(*runs)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("dtype", [BF16, F64])
 def test_a_model_may_change_its_dtype(dtype, begun):
