@@ -21,6 +21,7 @@ COLUMNS = (
     "quartiles",
     "GB/s",
     "of in-place pass",
+    "/ torch fused at its speed",
     "state, bytes per entry",
     "temporary",
     "host µs",
@@ -131,10 +132,12 @@ def _origin(record: Record) -> str:
     return (
         ", ".join(facts) + '.\n"/ torch fused" is taken within rounds, to '
         f'"{PEERS["fused"].name}" on fp32 parameters of the same shapes just before.\n'
-        "GB/s counts the bytes of `bench/bytes_model.py`. State: memory that the first step took "
-        "and kept;\ntemporary: the most that a later one takes on top, where it was counted. Host: "
-        "until a GPU's step returns;\non a CPU, a step of as many tensors of 4 entries; gradients "
-        "have moved, as after `zero_grad()`.\nDevice: a GPU's kernels, without what lies between "
+        "GB/s counts the bytes of `bench/bytes_model.py`; an in-place pass over a large tensor "
+        "is timed in each round.\nAt its speed: what the ratio would be if the step moved bytes "
+        "as fast as that pass.\nState: memory that the first step took and kept; temporary: the "
+        "most that a later one takes on top, where it was counted.\nHost: until a GPU's step "
+        "returns; on a CPU, a step of as many tensors of 4 entries; gradients have moved, as after "
+        "`zero_grad()`.\nDevice: a GPU's kernels, without what lies between "
         "them."
     )
 
@@ -154,10 +157,11 @@ def _row(row: Record) -> str:
         "{:.2f} to {:.2f}".format(*ratio["quartiles"]),
     ]
     if info["bytes_per_element"] is None:
-        cells += ["", ""]
+        cells += ["", "", ""]
     else:
         speed = info["bytes_per_element"] * info["n_elements"] / stats["median"]
-        cells += [f"{speed / 1e9:,.1f}", f"{speed / info['pass_bytes_per_second']:.0%}"]
+        share = speed / info["pass_bytes_per_second"]
+        cells += [f"{speed / 1e9:,.1f}", f"{share:.0%}", f"{ratio['median'] * share:.2f}"]
     for key in ("state_bytes", "temporary_bytes"):
         cells.append("" if info[key] is None else f"{info[key] / info['n_elements']:.1f}")
     host = info["host_seconds"]
