@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple, NoReturn, TextIO
 
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             status, message = 2, f"error: the output could not be written: {failure.strerror}"
     if message:
+        _end_bars()
         message = f"{f'graddrop {command.name}'.strip()}: {message}\n"
     _write(sys.stderr, message)
     if leaving is not None:
@@ -112,6 +114,14 @@ def _write(stream: TextIO | None, text: str = "") -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return failure
     return None
+
+
+def _end_bars() -> None:
+    """End the lines of progress bars that are still open, or a message would stand within one."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    with suppress(OSError):
+        for bar in list(bars):
+            bar.close()
 
 
 class _Parser(argparse.ArgumentParser):

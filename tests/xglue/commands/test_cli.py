@@ -279,6 +279,27 @@ def test_who_interrupts_is_told_how_to_go_on(
     assert capsys.readouterr().err == f"graddrop {command.name}: interrupted; {again}\n"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no"), BrokenPipeError()])
+def test_what_ends_a_command_is_said_in_a_line_of_its_own(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below the progress bar that it has interrupted, which comes no more."""
+    tqdm = pytest.importorskip("tqdm", reason="needs the extra xglue")
+    bars = []
+
+    def run(args: argparse.Namespace) -> int:
+        bars.append(tqdm.tqdm(total=4, file=sys.stderr))
+        bars[0].update()
+        raise error
+
+    monkeypatch.setattr(finetune, "run", run)
+    assert main(["finetune"]) != 0
+    bars[0].close()
+    *_, bar, said = capsys.readouterr().err.splitlines()
+    assert "1/4" in bar and "graddrop" not in bar
+    assert said.startswith("graddrop finetune: ") and "1/4" not in said
+
+
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_who_does_not_read_the_output_is_no_error(
     lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
