@@ -1,4 +1,4 @@
-"""Laws of the script that compares two arms over seeds of one's choice, and of the page's tables."""
+"""Laws of the script that compares two arms over chosen seeds, and of the page's tables."""
 
 import json
 import re
