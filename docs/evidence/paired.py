@@ -1,6 +1,6 @@
-"""One arm less another over seeds of one's choice: mean score of POS's zero-shot languages on test.
+r"""One arm less another over chosen seeds: mean score of POS's zero-shot languages on test.
 
-    python docs/evidence/paired.py runs.jsonl gradual-unfreezing 5.66e-4 \\
+    python docs/evidence/paired.py runs.jsonl gradual-unfreezing 5.66e-4 \
         runs.jsonl standard 2.83e-4 --seeds 5 6 7 8 9
 
 Files lie beside this one. An arm is a method at a learning rate; p is that of the report's test.
