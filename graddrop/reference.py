@@ -12,8 +12,8 @@ SITES = ("grad", "update", "freeze")
 """What a mask acts on (the gradient, the update, or all that a step changes)."""
 
 INITIAL_ALIGNMENT = 0.5
-"""An alignment before the first step: that of a gradient at right angles to its first moment, which
-is what the first step finds, since its moment is zero."""
+"""What an alignment is before the first step, whose moment is zero and has no angle. It is that of
+a gradient at right angles to its first moment."""
 
 
 def adamw_step_(

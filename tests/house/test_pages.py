@@ -159,6 +159,30 @@ def test_an_undocumented_name_is_seen() -> None:
     assert undocumented("class C:\n    'C.'\n    def __init__(self, a): pass") == ["C(a)"]
 
 
+def typed_by_accident(source: str) -> list[str]:
+    """Docstrings of a module's constants whose first line has a colon: the site reads a type."""
+    body = ast.parse(source).body
+    pairs = zip(body, body[1:], strict=False)
+    texts = [
+        after.value.value
+        for before, after in pairs
+        if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr)
+        if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    ]
+    plain = [re.sub(r":\w+:`|``.*?``", "", text.splitlines()[0]) for text in texts]
+    return [text for text in plain if ":" in text]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_constants_are_not_given_types_by_accident(name: str) -> None:
+    """What `make docs` would stop at, where Sphinx is."""
+    path = ROOT / (name.replace(".", "/") + ".py")
+    assert typed_by_accident(path.read_text(encoding="utf-8")) == []
+    assert typed_by_accident('A = 1\n"""A number: one."""')  # negative controls
+    assert typed_by_accident('A: int = 1\n"""A number: one."""')
+    assert not typed_by_accident('A = 1\n"""See :func:`f`.\n\nA number: one."""')
+
+
 def test_every_knob_has_its_line() -> None:
     """Arguments of the optimizer that AdamW does not have stand on the page of knobs, or below."""
     ours = set(inspect.signature(graddrop.FusedGradDropAdamW).parameters)
