@@ -46,4 +46,7 @@ def test_costs_are_those_of_the_record() -> None:
     between = [expected[f"layer-graddrop drop={drop}"] for drop in (0.25, 0.5)]
     for ends in ("0,0.75", "0.75,0"):
         expected[f"layer-graddrop drop={ends} drop_schedule=linear"] = sum(between) / 2
+    head, half = expected["head-only"], expected["upper-half"]
+    stages = [head + n_layers * (half - head) / 6 for n_layers in range(13)] + [1.0]
+    expected["gradual-unfreezing"] = (sum(stages) / len(stages) + 1) / 2
     assert plan.cost == pytest.approx(expected, abs=6e-4)
