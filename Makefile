@@ -48,7 +48,7 @@ lint: $(VENV)/dev.stamp
 # What PTX leaves open differs by target: the order of warps, and how approximate instructions err.
 kernels: kernels-sm_90 kernels-sm_80 kernels-sm_100 kernels-aarch64
 EXECUTED := $(addprefix tests/,kernels/test_triton.py kernels/test_loaded.py kernels/executed \
-	step/test_clipping.py step/test_rounding.py)
+	step/test_alignments.py step/test_clipping.py step/test_rounding.py)
 kernels-sm_80: RULES := --order 1 --lean down
 kernels-sm_100: RULES := --order 2 --lean up
 kernels-sm_%: $(VENV)/dev.stamp
