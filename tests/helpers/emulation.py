@@ -19,6 +19,13 @@ EMULATOR = "qemu-aarch64"
 SOURCES = ("kernels/cpu/graddrop_cpu.cpp", "tests/kernels/emulated/driver.cpp")
 # Columns that hold addresses, in the order of the driver.
 _ADDRESSES = (abi.PARAM, abi.GRAD, abi.EXP_AVG, abi.EXP_AVG_SQ, abi.STEP, abi.KEEP_BITS)
+_STEPS, _SQUARES, _DOTS = range(3)  # calls, as the driver numbers them
+# What a call looks at, of the same columns.
+_LOOKED_AT = {
+    _STEPS: (True,) * 6,
+    _SQUARES: (False, True, False, False, True, True),
+    _DOTS: (False, True, True, False, True, True),
+}
 _SIZES = (4, 2, 2)  # bytes by number of a dtype, as in binding: the third is rounded at random
 
 
@@ -66,18 +73,25 @@ class EmulatedLibrary:
         """See kernels/cpu/graddrop_cpu.cpp."""
         *tables, grad_factor, step_scales, param, grad, moments, _, n_threads, _ = arguments
         assert step_scales is None
-        self._call(tables, [0], [param, grad, moments], [0, n_threads], grad_factor)
+        self._call(tables, _STEPS, [param, grad, moments], [0, n_threads], grad_factor)
         return 0
 
     def graddrop_grad_squares(self, *arguments: object) -> int:
         """See kernels/cpu/graddrop_cpu.cpp."""
         *tables, masked, grad, _, n_threads, _, target = arguments
-        squares = self._call(tables, [1], [0, grad, 0], [masked, n_threads], 1.0)
+        squares = self._call(tables, _SQUARES, [0, grad, 0], [masked, n_threads], 1.0)
         ctypes.memmove(target, squares, len(squares))
         return 0
 
+    def graddrop_moment_dots(self, *arguments: object) -> int:
+        """See kernels/cpu/graddrop_cpu.cpp."""
+        *tables, grad, moments, _, n_threads, _, target = arguments
+        dots = self._call(tables, _DOTS, [0, grad, moments], [0, n_threads], 1.0)
+        ctypes.memmove(target, dots, len(dots))
+        return 0
+
     def _call(self, tables, call, dtypes, options, grad_factor) -> bytes:
-        """Send what the tables tell of, take back what became of it; the squares."""
+        """Send what the tables tell of, take back what became of it; the sums."""
         tensors, n_tensors, layouts, groups, counters = tables
         table = _copy(tensors, (n_tensors, abi.N_TENSOR_COLUMNS), np.int64)
         layout_table = _copy(
@@ -86,7 +100,7 @@ class EmulatedLibrary:
         group_table = _copy(
             groups, (table[:, abi.GROUP].max(initial=-1) + 1, abi.N_GROUP_COLUMNS), np.float64
         )
-        first = _first_addresses(table, dtypes, squares=bool(call[0]))
+        first = _first_addresses(table, dtypes, call)
         storages = np.array(live_storages(), np.int64).reshape(-1, 2)
         found = np.searchsorted(storages[:, 0], first, side="right") - 1
         used = np.unique(found[first >= 0])
@@ -94,7 +108,7 @@ class EmulatedLibrary:
         segments = [(int(begin), int(end - begin)) for begin, end in storages[used]]
         sizes = [len(table), len(layout_table), len(group_table), len(segments)]
         sent = [
-            np.array([*call, *sizes, *dtypes, *options], np.int64),
+            np.array([call, *sizes, *dtypes, *options], np.int64),
             np.array([grad_factor], np.float64),
             *(table, segment_of.astype(np.int64), layout_table, group_table),
             _copy(counters, (2,), np.int64),
@@ -119,7 +133,7 @@ def _copy(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.frombuffer(ctypes.string_at(address, n_bytes), dtype).reshape(shape)
 
 
-def _first_addresses(table: np.ndarray, dtypes: list[int], squares: bool) -> np.ndarray:
+def _first_addresses(table: np.ndarray, dtypes: list[int], call: int) -> np.ndarray:
     """Addresses of each tensor's first entry, counter and bits; -1 where nothing is looked at."""
     param, grad, moments = (_SIZES[dtype] for dtype in dtypes)
     sizes = np.array([param, grad, moments, moments, 0, 0])
@@ -130,9 +144,7 @@ def _first_addresses(table: np.ndarray, dtypes: list[int], squares: bool) -> np.
     entries = used & (table[:, abi.END] > table[:, abi.BEGIN])
     loaded = entries & (table[:, abi.MODE] // abi.N_SITES == abi.SOURCE_LOADED)
     looked_at = np.stack([entries] * 4 + [used, loaded], axis=1)
-    if squares:
-        looked_at[:, [abi.PARAM, abi.EXP_AVG, abi.EXP_AVG_SQ]] = False
-    return np.where(looked_at, first, -1)
+    return np.where(looked_at & _LOOKED_AT[call], first, -1)
 
 
 def as_library(handle: EmulatedLibrary) -> binding.Library:

@@ -16,6 +16,8 @@ extern "C" int graddrop_step(const int64_t*, int64_t, const int64_t*, const doub
                              double, const double*, int, int, int, int, int, void*);
 extern "C" int graddrop_grad_squares(const int64_t*, int64_t, const int64_t*, const double*,
                                      const int64_t*, int, int, int, int, void*, double*);
+extern "C" int graddrop_moment_dots(const int64_t*, int64_t, const int64_t*, const double*,
+                                    const int64_t*, int, int, int, int, void*, double*);
 
 template <typename T>
 std::vector<T> read(int64_t n) {
@@ -29,8 +31,9 @@ void write(const void* data, size_t n_bytes) {
 }
 
 int main() {
-    enum { SQUARES, N_TENSORS, N_LAYOUTS, N_GROUPS, N_SEGMENTS, DTYPES, MASKED = DTYPES + 3,
+    enum { CALL, N_TENSORS, N_LAYOUTS, N_GROUPS, N_SEGMENTS, DTYPES, MASKED = DTYPES + 3,
            N_THREADS, N_NUMBERS };
+    enum { STEPS, SQUARES, DOTS };
     constexpr int ADDRESSES[] = {PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, STEP, KEEP_BITS};
     constexpr int N_ADDRESSES = sizeof ADDRESSES / sizeof *ADDRESSES;
     const auto numbers = read<int64_t>(N_NUMBERS);
@@ -66,13 +69,17 @@ int main() {
         }
 
     const int n_threads = int(numbers[N_THREADS]);
-    std::vector<double> squares(size_t(n_tensors) + 1);
+    std::vector<double> sums(size_t(n_tensors) * (numbers[CALL] == DOTS ? 3 : 1));
     int failed;
-    if (numbers[SQUARES])
+    if (numbers[CALL] == SQUARES)
         failed = graddrop_grad_squares(table.data(), n_tensors, layouts.data(), groups.data(),
                                        counters.data(), int(numbers[MASKED]),
                                        int(numbers[DTYPES + 1]), 0, n_threads, nullptr,
-                                       squares.data());
+                                       sums.data());
+    else if (numbers[CALL] == DOTS)
+        failed = graddrop_moment_dots(table.data(), n_tensors, layouts.data(), groups.data(),
+                                      counters.data(), int(numbers[DTYPES + 1]),
+                                      int(numbers[DTYPES + 2]), 0, n_threads, nullptr, sums.data());
     else
         failed = graddrop_step(table.data(), n_tensors, layouts.data(), groups.data(),
                                counters.data(), grad_factor, nullptr, int(numbers[DTYPES]),
@@ -80,6 +87,6 @@ int main() {
                                nullptr);
     if (failed) return failed;
     for (const Segment& segment : segments) write(segment.memory, size_t(segment.n_bytes));
-    write(squares.data(), size_t(n_tensors) * sizeof(double));
+    write(sums.data(), sums.size() * sizeof(double));
     return 0;
 }

@@ -206,6 +206,25 @@ def test_norms_have_the_bits_of_x86(masked, emulated, monkeypatch):
     assert torch.equal(there, here)
 
 
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_products_with_moments_have_the_bits_of_x86(dtypes, emulated, monkeypatch):
+    """Sums of g g, g m and m m, of tensors whose step an alignment scales."""
+    knobs = [make_knobs(granularity="tensor", site="update", rescale="alignment")]
+    slots = [
+        random_slot(shape, dtypes, seed=number, stream_id=number)
+        for number, shape in enumerate([(1,), (1025,), (13, 7), (40_000,), *RELAYS])
+    ]
+    slots = [
+        replace(slot, param=RELAYS.get(tuple(slot.param.shape), torch.clone)(slot.param))
+        for slot in slots
+    ]
+    here = executor_of(slots, knobs, (5, 2)).moment_dots()
+    monkeypatch.setattr(binding, "load", lambda: as_library(emulated))
+    there = executor_of(slots, knobs, (5, 2)).moment_dots()
+    assert (here[:, [0, 2]] > 0).all() and len(here[:, 1].unique()) == len(slots)
+    assert torch.equal(there, here)
+
+
 def loops_of(listing):
     """The instructions of each loop of up to 400, as objdump prints a program."""
     lines = re.findall(r"^\s*([0-9a-f]+):\s+(.*)$", listing, re.MULTILINE)
