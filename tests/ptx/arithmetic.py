@@ -57,6 +57,13 @@ def operation(opcode: tuple[str, ...], lean: Lean = exact) -> Operation:
         pair = _float_operation(name, ["rn"], "f32", lean)
         compute = partial(_in_pairs, pair.compute)
         return Operation("b64", ("b64",) * len(pair.operands), compute)
+    if name == "fma" and modifiers == ["rn", "f32"]:  # 9.7.5: factors of 16 bits, from sm_100 on
+        wide = _conversion(["f32"], kind)
+        return Operation(
+            "f32",
+            (*wide.operands * 2, "f32"),
+            lambda a, b, c: fma32(wide.compute(a), wide.compute(b), c),
+        )
     if name == "selp":
         return Operation(kind, (kind, kind, "pred"), lambda a, b, p: np.where(p, a, b))
     if name == "setp":

@@ -145,6 +145,17 @@ def test_pairs_are_two_floats():
     assert (found.view(np.float32) == operation(("fma", "rn", "f32")).compute(a, b, c)).all()
 
 
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_products_of_16_bits_are_added_in_float32(kind):
+    """Both factors as they are, one rounding; the sum is a float32 of its own."""
+    a, b, c = (np.roll(floats(np.float32), 11 * i) for i in range(3))
+    a, b = (operation(("cvt", "rn", kind, "f32")).compute(each) for each in (a, b))
+    found = operation(("fma", "rn", "f32", kind)).compute(a, b, c)
+    wide = [operation(("cvt", "f32", kind)).compute(each) for each in (a, b)]
+    expected = operation(("fma", "rn", "f32")).compute(*wide, c)
+    assert np.array_equal(found, expected, equal_nan=True) and found.dtype == np.float32
+
+
 @pytest.mark.parametrize("lean", LEANS)
 @pytest.mark.parametrize(
     ("opcode", "law", "ulps"),
