@@ -72,7 +72,7 @@ class GroupKnobs:
         self._followed: list[_Followed] = []
         self._knobs: list[Knobs] = []  # checked, and what they were made of
         self._values: list[tuple[Any, ...]] = []
-        self._units: list[Any] = []  # by group, None where nothing is chosen by number
+        self._units: list[Any] = []  # by group; empty where none chooses by number
         self._may_change = False
         self._lacks_layers = False  # and has been warned about
         for group, schedule in zip(groups, schedules, strict=True):
@@ -112,7 +112,11 @@ class GroupKnobs:
         check_numbers(groups)
         values = values_of(groups, _VALUES)
         same = _are_same(values, self._values)
-        if same and not self._may_change and self._units == _units(groups, self._knobs):
+        if (
+            same
+            and not self._may_change
+            and (not self._units or self._units == _units(groups, self._knobs))
+        ):
             return self._knobs
         for group in groups:
             make_plain(group)
@@ -128,7 +132,7 @@ class GroupKnobs:
                 _warn_without_layers()
             self._knobs, self._values = knobs, values
             self._may_change = any(map(_may_change, values))
-        self._units = _units(groups, knobs)
+        self._units = _units(groups, knobs) if any(k.counts for k in knobs) else []
         return self._knobs
 
     def _of(self, groups: Sequence[Group]) -> list[_Followed]:
