@@ -11,6 +11,7 @@ from graddrop.step.knobs import Knobs
 from graddrop.step.slot import Slot
 from graddrop.testing import Tolerance, exact_step, excess_error, make_knobs, values_of
 
+Layout = Callable[[Tensor], Tensor]
 Step = Callable[[Sequence[Slot], Sequence[Knobs], tuple[int, int]], list[int]]
 
 
@@ -97,3 +98,20 @@ def transposed(tensor: Tensor) -> Tensor:
 def every_second(tensor: Tensor) -> Tensor:
     """The same values, with gaps."""
     return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The same values, dimension 1 innermost."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def relaid(slot: Slot, of_param: Layout, of_grad: Layout, of_moments: Layout) -> Slot:
+    """The same tensors with other layouts, each in memory of its own."""
+    return replace(
+        slot,
+        param=of_param(slot.param),
+        grad=of_grad(slot.grad),
+        exp_avg=of_moments(slot.exp_avg),
+        exp_avg_sq=of_moments(slot.exp_avg_sq),
+        step=slot.step.clone(),
+    )

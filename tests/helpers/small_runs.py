@@ -1,6 +1,6 @@
 """Small training runs whose gradients are a function of the step: the same in every process."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,19 @@ def train(optimizer: Optimizer, steps: int | range, params: Sequence[Tensor] | N
     for step in range(steps) if isinstance(steps, int) else steps:
         set_grads(params, step)
         optimizer.step()
+
+
+def frozen_steps(
+    optimizer: FusedGradDropAdamW, steps: Iterable[int]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Steps under site="freeze": after each one, which entries should have moved and which did."""
+    for step in steps:
+        set_grads(params_of(optimizer), step)
+        keeps = [optimizer.keep_mask(param) for param in params_of(optimizer)]
+        before = [param.detach().clone() for param in params_of(optimizer)]
+        optimizer.step()
+        moved = [p.detach() != old for p, old in zip(params_of(optimizer), before, strict=True)]
+        yield keeps, moved
 
 
 def params_of(optimizer: Optimizer) -> list[Tensor]:

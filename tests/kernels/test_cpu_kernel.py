@@ -11,7 +11,14 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.kernel_steps import judge_step
+from helpers.kernel_steps import (
+    channels_last,
+    every_second,
+    judge_step,
+    relaid,
+    transposed,
+    unaligned,
+)
 
 from graddrop import testing
 from graddrop.kernels.cpu import binding
@@ -355,27 +362,6 @@ def test_cutting_a_parameter_changes_no_bit(granularity, dtypes, dim):
     assert not torch.equal(whole.param, before)
 
 
-def transposed(tensor):
-    """Swap the first two dimensions in memory."""
-    return tensor.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def channels_last(tensor):
-    """Dimension 1 innermost in memory."""
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def every_second(tensor):
-    """Gaps between entries."""
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def unaligned(tensor):
-    """Begin one entry off the alignment."""
-    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)[1:]
-    return flat.view(tensor.shape).copy_(tensor)
-
-
 LAYOUTS = {
     "transposed": ((70, 45), (transposed,) * 3),
     "transposed gradient": ((70, 45), (torch.clone, transposed, torch.clone)),
@@ -393,21 +379,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("granularity", ["element", "row"])
 def test_any_layout_gives_the_same_bits(layout, dtypes, granularity):
     """Strides and alignment decide where an entry lies, never what becomes of it."""
-    shape, (of_param, of_grad, of_moments) = LAYOUTS[layout]
+    shape, layouts = LAYOUTS[layout]
     slot = random_slot(shape, DTYPES[dtypes], seed=0)
-    relaid = replace(
-        slot,
-        param=of_param(slot.param),
-        grad=of_grad(slot.grad),
-        exp_avg=of_moments(slot.exp_avg),
-        exp_avg_sq=of_moments(slot.exp_avg_sq),
-        step=slot.step.clone(),
-    )
+    other = relaid(slot, *layouts)
     before = slot.param.clone()
     knobs = [make_knobs(granularity=granularity, site="freeze")]
     step([slot], knobs)
-    step([relaid], knobs)
-    assert_same_bits([slot], [relaid])
+    step([other], knobs)
+    assert_same_bits([slot], [other])
     assert not torch.equal(slot.param, before)
 
 

@@ -10,7 +10,14 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.kernel_steps import judge_step
+from helpers.kernel_steps import (
+    channels_last,
+    every_second,
+    judge_step,
+    relaid,
+    transposed,
+    unaligned,
+)
 
 from graddrop import testing
 from graddrop.mask import Shard, keep_mask
@@ -18,9 +25,7 @@ from graddrop.step.backends import make_executor
 from graddrop.testing import DTYPES, make_knobs, random_slot
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from graddrop.kernels import abi
 from graddrop.kernels.gpu import launch, launches
-from graddrop.kernels.gpu.options import tiles_per_chunk, vector_width
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = testing.INTERPRETED if launch.interpreted() else testing.FP32_ARITHMETIC
@@ -209,17 +214,17 @@ def test_a_cut_changes_no_bit(dtypes, site, monkeypatch):
     names = ("param", "grad", "exp_avg", "exp_avg_sq")
     parts = {name: getattr(whole, name)[begin:].clone() for name in names}
     shard = replace(whole, **parts, step=whole.step.clone(), shard=Shard((n,), (begin,)))
-    moved = {name: _unaligned(getattr(whole, name)) for name in names}
-    unaligned = replace(whole, **moved, step=whole.step.clone())
-    spread = {name: _every_second(getattr(whole, name)) for name in names}
+    moved = {name: unaligned(getattr(whole, name)) for name in names}
+    shifted = replace(whole, **moved, step=whole.step.clone())
+    spread = {name: every_second(getattr(whole, name)) for name in names}
     strided = replace(whole, **spread, step=whole.step.clone())
-    for slot, tiles in ((whole, 16), (shard, 3), (unaligned, 1), (strided, 16)):
+    for slot, tiles in ((whole, 16), (shard, 3), (shifted, 1), (strided, 16)):
         monkeypatch.setattr(launches, "tiles_per_chunk", lambda n_tiles, processors: tiles)  # noqa: B023
         step([slot], [make_knobs(drop_prob=0.3, **SITES[site])])
     for name in ("param", "exp_avg", "exp_avg_sq"):
         values = getattr(whole, name)
         assert torch.equal(getattr(shard, name), values[begin:])
-        assert torch.equal(getattr(unaligned, name), values)
+        assert torch.equal(getattr(shifted, name), values)
         assert torch.equal(getattr(strided, name), values)
 
 
@@ -232,47 +237,15 @@ def test_a_block_of_a_matrix_steps_as_part_of_the_whole():
             assert_step_is_the_reference([slot], [knobs])
 
 
-def _transposed(tensor):
-    return tensor.t().contiguous().t()
-
-
-def _channels_last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _every_second(tensor):
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def _unaligned(tensor):
-    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)[1:]
-    return flat.view(tensor.shape).copy_(tensor)
-
-
-def _relaid(slot, layout, grad_layout, moment_layout):
-    changes = {
-        "param": layout(slot.param),
-        "grad": grad_layout(slot.grad),
-        "exp_avg": moment_layout(slot.exp_avg),
-        "exp_avg_sq": moment_layout(slot.exp_avg_sq),
-    }
-    fields = {name: getattr(slot, name) for name in slot.__slots__} | changes
-    return type(slot)(**fields)
-
-
-def _plain(tensor):
-    return tensor
-
-
 LAYOUTS = {
-    "transposed": ((30, 45), (_transposed,) * 3),
-    "transposed gradient": ((30, 45), (_plain, _transposed, _plain)),
-    "transposed parameter": ((30, 45), (_transposed, _plain, _plain)),
-    "channels last": ((6, 4, 5, 3), (_channels_last,) * 3),
-    "channels last gradient": ((6, 4, 5, 3), (_plain, _channels_last, _plain)),
-    "every second entry": ((7, 50), (_every_second, _plain, _plain)),
-    "unaligned": ((1300,), (_unaligned,) * 3),
-    "unaligned gradient": ((1300,), (_plain, _unaligned, _plain)),
+    "transposed": ((30, 45), (transposed,) * 3),
+    "transposed gradient": ((30, 45), (torch.clone, transposed, torch.clone)),
+    "transposed parameter": ((30, 45), (transposed, torch.clone, torch.clone)),
+    "channels last": ((6, 4, 5, 3), (channels_last,) * 3),
+    "channels last gradient": ((6, 4, 5, 3), (torch.clone, channels_last, torch.clone)),
+    "every second entry": ((7, 50), (every_second, torch.clone, torch.clone)),
+    "unaligned": ((1300,), (unaligned,) * 3),
+    "unaligned gradient": ((1300,), (torch.clone, unaligned, torch.clone)),
 }
 
 
@@ -280,8 +253,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("granularity", ["element", "row"])
 def test_any_layout_steps_alike(layout, granularity):
     """Strides and alignment decide where an entry lies, never which bits it has."""
-    shape, relays = LAYOUTS[layout]
-    slot = _relaid(random_slot(shape, seed=0, device=DEVICE), *relays)
+    shape, layouts = LAYOUTS[layout]
+    slot = relaid(random_slot(shape, seed=0, device=DEVICE), *layouts)
     assert_step_is_the_reference([slot], [make_knobs(granularity=granularity, site="freeze")])
 
 
@@ -322,15 +295,6 @@ def test_many_tensors_are_of_one_draw():
         assert counters.tolist() == [draw + 1, 0]
         counted = [slot.step.item() - n for slot, n in zip(slots, counts, strict=True)]
         assert counted == moved
-
-
-def test_one_launch_moves_all_tensors_of_a_signature():
-    """Launches per step: one that counts, then one per (dtypes, layout), not one per tensor."""
-    slots = _entries_of([(n,) for n in range(1, 30)])
-    knobs = [make_knobs()]
-    assert _executor_of(slots, knobs).n_launches == 2
-    mixed = slots + _entries_of([(5,), (7,)], DTYPES["bf16 with fp32 moments"])
-    assert _executor_of(mixed, knobs).n_launches == 3
 
 
 @pytest.mark.parametrize("found_inf", [1.0, 0.0])
@@ -389,7 +353,7 @@ def test_moved_gradients_are_followed():
     knobs = [make_knobs(drop_prob=0.0)]
     executor = _executor_of([slot], knobs)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    for move in (_plain, _unaligned, torch.clone):
+    for move in (torch.clone, unaligned, torch.clone):
         grad = move(torch.randn(1300, device=DEVICE))
         executor.set_grads([grad])
         fields = {name: getattr(slot, name) for name in slot.__slots__} | {"grad": grad}
@@ -410,24 +374,3 @@ def test_the_judge_can_fail():
         exact = testing.exact_step(slot, other, steps_finished=change.get("draw", 0))
         step([slot], [knobs])
         assert testing.excess_error(before, slot, exact, knobs, TOLERANCE) > 10
-
-
-def test_work_per_program_follows_the_total():
-    """A tile per program until each of 132 processors has two; 16 where there is enough."""
-    assert [tiles_per_chunk(n, 132) for n in (1, 977, 264 * 4, 264 * 16, 10**6)] == [
-        1,
-        3,
-        4,
-        16,
-        16,
-    ]
-
-
-def test_the_launcher_names_its_modes_by_the_tables():
-    """Vector width falls back where 8 elements per thread would spill."""
-    bf16 = DTYPES["all bf16"]
-    element = 1 << (abi.SOURCE_ELEMENT * abi.N_SITES + abi.SITE_GRAD)
-    row = 1 << (abi.SOURCE_ROW * abi.N_SITES + abi.SITE_GRAD)
-    assert vector_width(bf16, 1 | element) == 8
-    assert vector_width(bf16, 1 | element | row) == 4
-    assert vector_width(DTYPES["fp32"], element) == 4

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import inspect
-import sys
 
 import pytest
 import torch
@@ -23,8 +22,6 @@ from helpers.small_runs import (
 )
 
 from graddrop import FusedGradDropAdamW, graddrop_adamw_
-from graddrop.state import groups
-from graddrop.step import overlap
 from graddrop.step.knobs import KNOBS as FIELDS
 from graddrop.step.knobs import Knobs
 
@@ -370,47 +367,3 @@ def test_its_repr_is_short(named):
     for knob in (*KNOBS, "stream_ids", "steps_finished"):
         assert f"    {knob}: " in repr(ours)
     assert repr(ours).startswith("FusedGradDropAdamW (\nParameter Group 0\n")
-
-
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_a_group_costs_the_same_among_many(monkeypatch, one_by_one):
-    """To add one looks closely at its own parameters, not at all the others again."""
-    looked_at = []
-    for module, name in ((groups, "check_ids"), (overlap, "find_overlap")):
-        real = getattr(module, name)
-
-        def counting(listed, *others, real=real):
-            looked_at.append(len(listed))
-            return real(listed, *others)
-
-        monkeypatch.setattr(module, name, counting)
-    params = [torch.nn.Parameter(torch.zeros(8)) for _ in range(200)]
-    every = [{"params": [param], "lr": 1e-3} for param in params]
-    optimizer = FusedGradDropAdamW(every[:1] if one_by_one else every)
-    for group in every[1:] if one_by_one else ():
-        optimizer.add_param_group(group)
-    # The constructor looks again at its own, all together.
-    assert sum(looked_at) == 400 + (1 if one_by_one else 200)
-    assert [group["stream_ids"] for group in optimizer.param_groups] == [[i] for i in range(200)]
-
-
-def test_of_many_groups_only_torch_makes_pairs():
-    """Calls that grow with the square of the number of groups are torch's own, but for as many."""
-    calls: dict[str, list[int]] = {}
-    for optimizer in (FusedGradDropAdamW, torch.optim.AdamW):
-        for n_groups in (1, 30, 60, 90):  # the first loads what is loaded once
-            every = [{"params": [torch.nn.Parameter(torch.zeros(8))]} for _ in range(n_groups)]
-            count = [0]
-
-            def look(frame, event, argument, count=count):
-                count[0] += event in ("call", "c_call")
-
-            sys.setprofile(look)
-            try:
-                optimizer(every)
-            finally:
-                sys.setprofile(None)
-            calls.setdefault(optimizer.__name__, []).append(count[0])
-    # Second differences are those of the square alone.
-    squares = {name: few - 2 * some + many for name, (_, few, some, many) in calls.items()}
-    assert 0 < squares["FusedGradDropAdamW"] < 2 * squares["AdamW"], calls
