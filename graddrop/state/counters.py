@@ -1,7 +1,7 @@
 """The two counters that pick the masks: in the param groups, and where each executor reads them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -108,8 +108,10 @@ class Counters:
     def _remember(self, groups: Sequence[Group]) -> None:
         self._seen = list(map(_SEEN, groups))
 
-    def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> dict[Key, Tensor]:
+    def on(self, keys: Sequence[Key], groups: Sequence[Group]) -> Mapping[Key, Tensor]:
         """The counters that executors read and advance: int64 [2] each, on their device.
+
+        There may be those of other executors, too.
 
         Raises:
             RuntimeError: some are to be made while a CUDA graph is captured.
@@ -125,7 +127,7 @@ class Counters:
                 self.sync(groups)
                 values = [groups[0][counter] for counter in COUNTERS]
                 self._on[key] = torch.tensor(values, dtype=torch.int64, device=key[0])
-        return {key: self._on[key] for key in keys}
+        return self._on
 
     def advance(
         self, stepped: Sequence[Key], groups: Sequence[Group], found_inf: Tensor | None = None

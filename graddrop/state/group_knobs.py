@@ -46,13 +46,16 @@ class _Followed:
     schedule: Schedule | None
     given: float | Tensor
 
-    def is_users(self, drop_prob: Any) -> bool:
-        """Whether a ``drop_prob`` in the group is one that its schedule did not give."""
+    def follow(self) -> None:
+        """Write the schedule's value of the step to come into the group, or end the schedule."""
+        schedule, found = self.schedule, self.group["drop_prob"]
+        if schedule is None:
+            return
         steps = self.group["steps_finished"]
-        return drop_prob != self.given and (
-            self.schedule is None
-            or all(drop_prob != self.schedule(step) for step in (max(steps - 1, 0), steps))
-        )
+        if found != self.given and all(found != schedule(n) for n in (max(steps - 1, 0), steps)):
+            self.schedule = None  # the user has set another value
+        else:
+            self.group["drop_prob"] = self.given = plain(schedule(steps))
 
 
 class GroupKnobs:
@@ -69,7 +72,9 @@ class GroupKnobs:
     def __init__(
         self, groups: Sequence[Group] = (), schedules: Sequence[Schedule | None] = ()
     ) -> None:
-        self._followed: list[_Followed] = []
+        self.has_schedules = False  # any of the groups
+        self._groups: list[Group] = []
+        self._followed: list[_Followed] = []  # one per group
         self._knobs: list[Knobs] = []  # checked, and what they were made of
         self._values: list[tuple[Any, ...]] = []
         self._units: list[Any] = []  # by group; empty where none chooses by number
@@ -80,16 +85,13 @@ class GroupKnobs:
 
     def add(self, group: Group, schedule: Schedule | None) -> None:
         """Follow another group."""
+        self._groups.append(group)
         self._followed.append(_Followed(group, schedule, group["drop_prob"]))
+        self.has_schedules |= schedule is not None
 
     def schedules(self, groups: Sequence[Group]) -> list[Schedule | None]:
         """The schedule of each group, None where it has none."""
         return [followed.schedule for followed in self._of(groups)]
-
-    @property
-    def has_schedules(self) -> bool:
-        """Whether a group has a schedule."""
-        return any(followed.schedule is not None for followed in self._followed)
 
     def read(self, groups: Sequence[Group]) -> list[Knobs]:
         """The knobs of the step to come, the same list while they are the same.
@@ -101,14 +103,11 @@ class GroupKnobs:
             ValueError: a value outside its range; lists of a group that differ in length.
             TypeError: a value of the wrong type.
         """
-        for followed in self._of(groups):
-            group, schedule = followed.group, followed.schedule
-            if schedule is None:
-                continue
-            if followed.is_users(group["drop_prob"]):
-                followed.schedule = None
-                continue
-            group["drop_prob"] = followed.given = plain(schedule(group["steps_finished"]))
+        of_groups = self._of(groups)
+        if self.has_schedules:
+            for followed in of_groups:
+                followed.follow()
+            self.has_schedules = any(followed.schedule is not None for followed in of_groups)
         check_numbers(groups)
         values = values_of(groups, _VALUES)
         same = _are_same(values, self._values)
@@ -137,7 +136,7 @@ class GroupKnobs:
 
     def _of(self, groups: Sequence[Group]) -> list[_Followed]:
         followed = self._followed
-        if len(groups) == len(followed) and all(map(is_, groups, (f.group for f in followed))):
+        if len(groups) == len(followed) and all(map(is_, groups, self._groups)):
             return followed
         by_group = {id(f.group): f for f in followed}
         if by_group.keys() != set(map(id, groups)) or len(groups) != len(followed):

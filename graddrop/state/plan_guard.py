@@ -54,6 +54,7 @@ class PlanGuard:
         self._knobs, self._structure = knobs, _structure(knobs)
         self._planned = [grad is not None for grad in grads]
         self._unplanned = list(map(not_, self._planned))
+        self._leaves_out = any(self._unplanned)
         self._moving = list(compress(params, self._planned))
         self._owners = list(state.values())  # dicts
         self._own = [state[param] for param in self._moving]
@@ -108,7 +109,7 @@ class PlanGuard:
 
     def _takes(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether the plan takes these gradients, of which some may be missing."""
-        if any(self._unplanned):
+        if self._leaves_out:
             if any(grad is not None for grad in compress(grads, self._unplanned)):
                 return False
             grads = list(compress(grads, self._planned))

@@ -96,10 +96,9 @@ class Plan:
             for key, executor in self.executors.items():
                 scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
                 executor.begin(knobs, counters[key], *scaling)
-            scales = {
-                key: alignments.find(self.executors[key], _on(found_inf, key[0]))
-                for key, alignments in self._alignments.items()
-            }
+            scales = {}
+            for key, alignments in self._alignments.items():
+                scales[key] = alignments.find(self.executors[key], _on(found_inf, key[0]))
             norm = None if clipping is None else self._grad_norm(clipping)
             factor = None if clipping is None or norm is None else clipping.factor(norm)
             for key, executor in self.executors.items():

@@ -170,6 +170,28 @@ def test_a_closure_is_evaluated_with_gradients():
     assert_same(snapshot(with_closure), snapshot(plain))
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_step_leaves_the_grad_mode_as_it_was(enabled):
+    """Whether it is made, its closure raises, or it is refused."""
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = FusedGradDropAdamW([param])
+    param.grad = torch.ones(4)
+
+    def fail():
+        raise KeyError
+
+    with torch.set_grad_enabled(enabled):
+        optimizer.step()
+        assert torch.is_grad_enabled() is enabled
+        with pytest.raises(KeyError):
+            optimizer.step(fail)
+        assert torch.is_grad_enabled() is enabled
+        optimizer.param_groups[0]["lr"] = -1.0
+        with pytest.raises(ValueError, match="lr"):
+            optimizer.step()
+        assert torch.is_grad_enabled() is enabled
+
+
 def test_a_graph_with_old_values_is_refused(backend, device):
     """Autograd notices that a step has changed what a backward pass would read."""
     optimizer = make_optimizer(backend, device, shapes=SMALL)
