@@ -187,7 +187,7 @@ def test_a_step_leaves_the_grad_mode_as_it_was(enabled):
             optimizer.step(fail)
         assert torch.is_grad_enabled() is enabled
         optimizer.param_groups[0]["lr"] = -1.0
-        with pytest.raises(ValueError, match="lr"):
+        with pytest.raises(ValueError, match="learning rate"):
             optimizer.step()
         assert torch.is_grad_enabled() is enabled
 
