@@ -277,8 +277,8 @@ class FusedGradDropAdamW(MaskedOptimizer):
             with torch.enable_grad():
                 loss = closure()
         was_enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # as torch.no_grad(), which makes 13 calls of it
         try:
+            torch._C._set_grad_enabled(False)  # as torch.no_grad(), which makes 13 calls of it
             self._make_step()
         finally:
             torch._C._set_grad_enabled(was_enabled)
