@@ -19,9 +19,10 @@ import torch
 from torch.nn import Parameter
 
 from bench import bytes_model
-from bench.footprint import Bytes, host_seconds, kernels, memory, seconds
+from bench.footprint import Bytes, host_seconds, kernels, memory
 from bench.peers import DROP_PROB, LR, PEERS, SEED, Peer, Step, one_pass
 from bench.record import NOT_MEASURED
+from bench.timing import seconds, synchronized
 from bench.workloads import WORKLOADS, Workload
 from graddrop import testing
 from graddrop.mask import Shard
@@ -42,17 +43,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     keys = MEASURED_ON[metafunc.config.getoption("--device")]
     metafunc.parametrize("workload_key", keys, scope="module")
     metafunc.parametrize("peer_key", PEERS)
-
-
-def synchronized(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """``run``, and wait until the device has done it."""
-
-    def run_to_the_end() -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run_to_the_end
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from bench.timing import seconds
 
 CALLS = 20  # of which the median is taken
 
@@ -28,13 +29,6 @@ def lacks(n_bytes: int, device: torch.device) -> str | None:
     if n_bytes <= card.total_memory:
         return None
     return f"takes {n_bytes / 1e9:.1f} GB, {card.name} has {card.total_memory / 1e9:.1f}"
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long ``run`` takes, until it returns."""
-    start = perf_counter()
-    run()
-    return perf_counter() - start
 
 
 @dataclass

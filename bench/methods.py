@@ -11,7 +11,6 @@ save of the backward pass is no part of it: `bench.whole_step` has that.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 
 from bench.origin import origin
 from bench.sizes import SIZES
+from bench.timing import seconds_in_turn
 from graddrop import FusedGradDropAdamW
 from graddrop.categories import by_category
 from graddrop.mask_makers import random_scores, top_masks
@@ -66,15 +66,7 @@ def measure(model: Any, rounds: int, device: torch.device) -> list[dict[str, Any
     rows = []
     for name in PRESETS:
         steps: dict[str, Callable[[], object]] = {"fused": fused, "method": stepper(name, model)}
-        seconds: dict[str, list[float]] = {which: [] for which in steps}
-        for round_ in range(rounds + 2):
-            for which, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if round_ > 1:  # the first ones make the state and compile
-                    seconds[which].append(time.perf_counter() - start)
+        seconds = seconds_in_turn(steps, device, rounds=rounds, warm_up=2)
         rows.append({"method": name, "seconds": seconds})
         del steps  # its moments make room for the next
     return rows

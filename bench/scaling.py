@@ -9,7 +9,6 @@ torch's fused AdamW, which masks nothing, on tensors of the same shapes.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import Parameter
 
 from bench.origin import origin
 from bench.peers import LR, one_pass
+from bench.timing import seconds_in_turn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOTAL = 1 << 22  # entries of all tensors, where their number grows
@@ -46,15 +46,7 @@ def measure(point: dict[str, Any], device: torch.device) -> dict[str, float]:
         "graddrop": one_pass(params).step,
         "fused": torch.optim.AdamW(params, lr=LR, fused=True).step,
     }
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(ROUNDS + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_:  # the first one makes the state
-                taken[name].append(time.perf_counter() - start)
+    taken = seconds_in_turn(steps, device, rounds=ROUNDS, warm_up=1)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
