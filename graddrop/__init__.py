@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from .mask import Shard
     from .optimizer import FusedGradDropAdamW
     from .trainer import trainer_kwargs
+    from .unfreezing import GradualUnfreezing
 
 __version__ = "0.1.0"
 _HOMES = {
     "FusedGradDropAdamW": "optimizer",
+    "GradualUnfreezing": "unfreezing",
     "Shard": "mask",
     "graddrop_adamw_": "functional",
     "trainer_kwargs": "trainer",
 }
 __all__ = [
     "FusedGradDropAdamW",
+    "GradualUnfreezing",
     "Shard",
     "graddrop_adamw_",
     "schedules",

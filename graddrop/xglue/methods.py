@@ -201,6 +201,8 @@ def freeze_for(model: "PreTrainedModel", trains: str) -> None:
         add_adapters(model, head_of(model))
     if trains not in ("head", "upper-half"):
         return
+    from graddrop.unfreezing import release_order
+
     *layers, _ = release_order(model)
     upper = layers[: (len(layers) + 1) // 2] if trains == "upper-half" else []
     trained = head_of(model).union(*upper)
@@ -232,33 +234,6 @@ def check_layers(model: "PreTrainedModel") -> None:
             f"the method goes by layers, and {kind} has several stacks of them "
             f"({', '.join(shared)}); choose another method or model"
         )
-
-
-def release_order(model: "PreTrainedModel") -> list[frozenset[str]]:
-    """Return the encoder's parameters by name, in the order in which layers are released.
-
-    From the top layer, with what lies above it, down; whatever is in no layer comes last, with the
-    embeddings.
-    """
-    from torch import nn
-
-    embeddings = {
-        f"{prefix}.{local}"
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        for local, _ in module.named_parameters(recurse=False)
-    }
-    head = head_of(model)
-    names = [name for name, _ in model.named_parameters() if name not in head]
-    layers = {name: _layer_of(name) for name in names}
-    order = sorted({layer for layer in layers.values() if layer is not None}, reverse=True)
-    stages: dict[int | None, set[str]] = {layer: set() for layer in [*order, None]}
-    above = False
-    for name in names:  # which stand in the order of the forward pass
-        above |= layers[name] is not None
-        on_top = layers[name] is None and above and name not in embeddings
-        stages[order[0] if on_top else layers[name]].add(name)
-    return [frozenset(stage) for stage in stages.values()]
 
 
 def _layer_of(name: str) -> int | None:

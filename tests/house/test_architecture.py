@@ -24,7 +24,7 @@ FLOORS = (
     ("graddrop.functional", "graddrop.mask_makers", "graddrop.methods", "graddrop.optimizer"),
     ("graddrop.testing",),
     ("graddrop.exemptions",),
-    ("graddrop.categories", "graddrop.method_pages", "graddrop.trainer"),
+    ("graddrop.categories", "graddrop.method_pages", "graddrop.trainer", "graddrop.unfreezing"),
     ("graddrop",),
     # 6. fine-tuning on XGLUE: the tables that people extend, then room upon room
     (

@@ -24,8 +24,9 @@ from transformers import (
 
 from graddrop.exemptions import head_of
 from graddrop.mask import layer_of
+from graddrop.unfreezing import release_order
 from graddrop.xglue.heads.model import load_model, load_tokenizer
-from graddrop.xglue.methods import check_layers, freeze_for, parameter_groups, release_order
+from graddrop.xglue.methods import check_layers, freeze_for, parameter_groups
 from graddrop.xglue.tasks import get_task
 
 

@@ -1,12 +1,10 @@
-"""Trainer callbacks that the run folder and the methods need."""
+"""Trainer callbacks that the run folder and the order of the data need."""
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from graddrop.exemptions import head_of
-from graddrop.xglue.methods import release_order
 from graddrop.xglue.training.order import LengthSampler
 
 
@@ -62,30 +60,3 @@ class NewOrderEachEpoch(TrainerCallback):
     ) -> None:
         """Name the epoch, so that one resumed in its middle goes on with its own order."""
         self.sampler.set_epoch(int(state.epoch or 0))
-
-
-class GradualUnfreezing(TrainerCallback):
-    """Release a model's layers one after another, the top one first, the embeddings last.
-
-    The head is trained from the beginning. What is released depends on the step alone, so that a
-    resumed run goes on as it was. Frozen parameters get no gradient: they cost no backward pass
-    and do not count in the gradient's norm.
-
-    Args:
-        over: Share of the training, in (0, 1], that is divided evenly among the head alone and
-            each further stage.
-    """
-
-    def __init__(self, over: float) -> None:
-        self.over = over
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Set which parameters want gradients in this step."""
-        model = kwargs["model"]
-        stages = release_order(model)
-        released = int(state.global_step * (len(stages) + 1) / (self.over * state.max_steps))
-        free = head_of(model).union(*stages[:released])
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in free)

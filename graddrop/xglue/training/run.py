@@ -262,7 +262,8 @@ def _callbacks(config: FinetuneConfig) -> list["TrainerCallback"]:
     from transformers import EarlyStoppingCallback
 
     from graddrop.trainer import NewMaskEachEpoch
-    from graddrop.xglue.training.callbacks import Checkpoints, GradualUnfreezing
+    from graddrop.unfreezing import GradualUnfreezing
+    from graddrop.xglue.training.callbacks import Checkpoints
 
     callbacks: list[TrainerCallback] = [Checkpoints(config.save_steps)]
     if config.knobs().get("period") == "epoch":
