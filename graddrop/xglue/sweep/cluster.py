@@ -71,9 +71,12 @@ def run_jobs_on_ray(
                     if nodes < MOST_NODES:
                         calls[remote.remote(function, job, folder)] = (job, nodes + 1)
                     else:
-                        yield Outcome(job, None, f"{nodes} nodes died, the last one so: {error}")
-                except ray.exceptions.RayError as error:  # its process has died
+                        ending = f"{nodes} nodes died, the last one so: {_gist(error)}"
+                        yield Outcome(job, None, f"{error}\n{ending}")
+                except ray.exceptions.RayTaskError as error:  # of Ray's before the call
                     yield Outcome(job, None, str(error))
+                except ray.exceptions.RayError as error:  # its process has died
+                    yield Outcome(job, None, f"{error}\n{_gist(error)}")
     finally:
         for call in calls:
             ray.cancel(call, force=True)
@@ -91,13 +94,18 @@ def _lost_nodes() -> tuple[type[Exception], ...]:
     )
 
 
+def _gist(error: Exception) -> str:
+    """Return the first line: Ray says there what happened, then at length what one may do."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
 def _call(function: Callable[[Any], Any], job: Any, folder: str) -> tuple[Any, str | None]:
     """Call in the driver's folder, since paths may be relative to it.
 
     The traceback is told as we tell it everywhere, not as Ray paints it.
     """
-    os.chdir(folder)
     try:
+        os.chdir(folder)
         return function(job), None
     except Exception:
         return None, traceback.format_exc()
