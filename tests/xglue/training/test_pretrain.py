@@ -216,6 +216,13 @@ def test_bad_values_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_raw_text_is_read_by_lines(tmp_path: Path) -> None:
+    """LF and CR LF end one, nothing else does; blank ones and a byte order mark are no text."""
+    (tmp_path / "en.txt").write_bytes("\ufeffa b\r\n\r\n \nc\u2028d\n".encode())
+    (tmp_path / "de.txt").write_bytes("\ufeff\ufeffa".encode())
+    assert read_texts(tmp_path) == {"de": ["\ufeffa"], "en": ["a b", "c\u2028d"]}
+
+
 def test_bad_text_is_refused(tmp_path: Path) -> None:
     """No text, an empty one, and one that is not UTF-8 are named by their file."""
     folder = tmp_path / "text"
