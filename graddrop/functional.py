@@ -138,6 +138,7 @@ def graddrop_adamw_(
     layers = layers if layers is not None else [None] * len(params)
     shards = shards if shards is not None else [shard_of(param) for param in params]
     masks = list(keep_masks) if keep_masks is not None else [None] * len(params)
+    _check_plain("keep_masks", [keep for keep in masks if isinstance(keep, Tensor)])
     numbers = {name: len(values) for name, values in tensors.items() if name not in scalars}
     numbers |= {"stream_ids": len(stream_ids), "layers": len(layers), "shards": len(shards)}
     numbers["keep_masks"] = len(masks)

@@ -1,6 +1,7 @@
 """The same masks under any sharding: shards on gloo processes against one process, bit for bit."""
 
 import itertools
+import math
 import warnings
 from unittest import mock
 
@@ -79,6 +80,7 @@ def check_fsdp_over_tensor_parallel(backend):
             place_like(value, mesh["model"], [Shard(dim)]) for value in values_of(shapes).values()
         )
         fully_shard(module, mesh=mesh["data"])
+        mask = mask | {"max_grad_norm": math.inf}  # measured
         optimizer = make_optimizer(module.parameters(), backend, **mask)
         whole = make_optimizer(
             [torch.nn.Parameter(value) for value in values_of(shapes).values()], backend, **mask
@@ -99,6 +101,7 @@ def check_fsdp_over_tensor_parallel(backend):
                 )
             optimizer.step()
             whole.step()
+            torch.testing.assert_close(optimizer.grad_norm, whole.grad_norm)
         for param, full in zip(params_of(optimizer), params_of(whole), strict=True):
             first = place_like(full.detach(), mesh["model"], [Shard(dim)]).to_local()
             rows = first.chunk(2)[mesh["data"].get_local_rank()]
@@ -129,19 +132,32 @@ def check_training(backend):
 
 
 def check_norms_of_a_mesh(backend):
-    """One reduction along each dimension of the mesh, for placements of every kind and plain ones.
+    """One reduction along each dimension of a mesh, for placements of every kind and plain ones.
 
     torch's own ``full_tensor`` would reduce each kind for itself, and warn.
     """
-    mesh = init_device_mesh("cpu", (2, 2))
-    kinds = [(Shard(0), Shard(0)), (Shard(0), Replicate()), (Replicate(), Shard(1))]
-    kinds += [(Replicate(), Replicate()), None]
-    for chosen, n_reductions in ((kinds, 2), (kinds[1:2], 1), (kinds[3:], 0)):
-        shapes = {str(kind): (5 + i, 6 + i) for i, kind in enumerate(chosen)}
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    data, model = mesh["data"], mesh["model"]
+    kinds = [(mesh, (Shard(0), Shard(0))), (mesh, (Shard(0), Replicate()))]
+    kinds += [(mesh, (Replicate(), Shard(1))), (mesh, (Replicate(), Replicate())), None]
+    parts = [
+        (data, (Shard(0),)),
+        (data, (Shard(1),)),
+        (model, (Shard(0),)),
+        (model, (Replicate(),)),
+    ]
+    for chosen, n_reductions in (
+        (kinds, 2),
+        (kinds[1:2], 1),
+        (kinds[3:], 0),
+        (parts, 2),
+        (parts + kinds, 4),
+    ):
+        shapes = {str(i): (5 + i, 6 + i) for i in range(len(chosen))}
         values = [torch.nn.Parameter(value) for value in values_of(shapes).values()]
         whole = make_optimizer(values, backend, max_grad_norm=0.1)
         placed = [
-            torch.nn.Parameter(value.detach() if kind is None else place_like(value, mesh, kind))
+            torch.nn.Parameter(value.detach() if kind is None else place_like(value, *kind))
             for kind, value in zip(chosen, values, strict=True)
         ]
         optimizer = make_optimizer(placed, backend, max_grad_norm=0.1)
@@ -191,9 +207,11 @@ def check_dtensors_as_arguments():
     scalar = DTensor.from_local(torch.ones(()), mesh, [Replicate()])
     names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
     plain = {name: [torch.ones(2)] for name in names} | {"state_steps": [torch.zeros(())]}
-    for name in (*names, "lr", "drop_prob", "found_inf"):
+    keep = {"keep_masks": [DTensor.from_local(torch.ones(2).bool(), mesh, [Shard(0)])]}
+    others = {"lr": scalar, "drop_prob": scalar, "grad_scale": scalar, "found_inf": scalar}
+    for name in (*names, *others, "keep_masks"):
         given = plain | {"lr": 0.1, "draw": 0}
-        given[name] = [sharded] if name in names else scalar
+        given |= {name: [sharded]} if name in names else {name: (others | keep)[name]}
         with pytest.raises(TypeError, match=rf"expected {name} .*DTensor.*\.to_local\(\)"):
             graddrop_adamw_(**given)
     assert all(torch.equal(plain[name][0], torch.ones(2)) for name in names[:-1])
