@@ -112,9 +112,10 @@ class StatefulOptimizer(Optimizer):
         Raises:
             ValueError: groups of other sizes, missing keys, moments or masks of other shapes, a
                 mask that the groups name and the state lacks (a distributed checkpoint reads what
-                its reader has: call :meth:`load_masks` first), ``amsgrad``, or knobs outside their
-                range. Nothing has changed then.
+                its reader has: call :meth:`load_masks` first), ``amsgrad``, weight decay that is
+                not decoupled (Adam's), or knobs outside their range. Nothing has changed then.
             TypeError: no dict, or a knob or a mask of the wrong type. Nothing has changed then.
+            RuntimeError: param groups here that were appended or taken away by hand. Nor then.
         """
         if not isinstance(state_dict, dict):
             raise TypeError(

@@ -74,13 +74,7 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
                 f"optimizer's group: expected {len(mine['params'])} parameters, got "
                 f"{len(saved['params'])}"
             )
-        if saved.get("amsgrad"):
-            raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
-        if not saved.get("decoupled_weight_decay", True) and saved["weight_decay"]:
-            raise ValueError(
-                "expected a state with decoupled weight decay, as of torch.optim.AdamW, got one of "
-                f"Adam with weight_decay={saved['weight_decay']}"
-            )
+        _check_method(saved)
         for index, (param, param_id) in enumerate(
             zip(mine["params"], saved["params"], strict=True)
         ):
@@ -93,6 +87,17 @@ def loaded_state(groups: Sequence[Group], state_dict: dict[str, Any]) -> dict[Te
                     raise
                 loaded[param] = state
     return loaded
+
+
+def _check_method(saved: Group) -> None:
+    """Check that a group whose constants ours replace was not stepped by another method."""
+    if saved.get("amsgrad"):
+        raise ValueError("expected a state without amsgrad: FusedGradDropAdamW has none")
+    if not saved.get("decoupled_weight_decay", True) and saved.get("weight_decay"):
+        raise ValueError(
+            "expected a state with decoupled weight decay, as of torch.optim.AdamW, got one of "
+            f"Adam with weight_decay={saved['weight_decay']}"
+        )
 
 
 def loaded_groups(
@@ -136,7 +141,12 @@ def fill_in(groups: Sequence[Group], known: Sequence[Group], defaults: Group) ->
         groups: what torch is about to make the optimizer's groups; changed in place.
         known: the optimizer's groups so far, whose values they get; of another number: none.
         defaults: the optimizer's, for what is left.
+
+    Raises:
+        ValueError: a group of amsgrad, or of Adam with weight decay. Nothing has changed then.
     """
+    for group in groups:
+        _check_method(group)
     first_id = 0
     for index, group in enumerate(groups):
         n_params, names = len(group["params"]), group.get("param_names")

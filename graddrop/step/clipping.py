@@ -87,6 +87,7 @@ def clipping_of(max_norm: float | None, masked: bool, group: Any = None) -> Clip
 
     Raises:
         ValueError: as :class:`Clipping`.
-        TypeError: as :class:`Clipping`.
+        TypeError: as :class:`Clipping`; without a bound the others are looked at all the same.
     """
-    return None if max_norm is None else Clipping(max_norm, masked, group)
+    clipping = Clipping(math.inf if max_norm is None else max_norm, masked, group)
+    return None if max_norm is None else clipping

@@ -79,14 +79,19 @@ def test_a_mask_begins_for_all_executors():
             before = moved
 
 
-@pytest.mark.parametrize("exempt_first", [False, True])
-def test_an_epoch_without_a_mask_is_said_once(exempt_first):
+@pytest.mark.parametrize("other", [{}, {"period": "epoch", "drop_prob": 0.0}], ids=str)
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("later", [False, True])
+def test_an_epoch_without_a_mask_is_said_once(other, place, later):
     """period="epoch" in any group, and no new_mask() before the second step: one warning."""
-    first, second = make_params(SHAPES[:2])
-    groups = [{"params": [first]}, {"params": [second], "period": "epoch"}]
-    if exempt_first:
-        groups[0] |= {"period": "epoch", "drop_prob": 0.0}
+    groups = [{"params": [param]} for param in make_params(SHAPES[:2])]
+    groups[1 - place] |= other
+    if not later:
+        groups[place]["period"] = "epoch"
     optimizer = FusedGradDropAdamW(groups, drop_prob=0.5)
+    if later:
+        train(optimizer, 3)
+        optimizer.param_groups[place]["period"] = "epoch"
     train(optimizer, 1)  # as torch.distributed.checkpoint does to make the state
     with pytest.warns(UserWarning, match="has one mask until new_mask") as caught:
         train(optimizer, range(1, 4))

@@ -117,13 +117,13 @@ BAD_COUNTS = ("1", None, math.nan, 1.5, 2.0, -1, True, 1 << 70, torch.tensor(1),
 
 @pytest.mark.parametrize("value", BAD_COUNTS, ids=map(repr, BAD_COUNTS))
 @pytest.mark.parametrize("counter", ["steps_finished", "masks_begun"])
-@pytest.mark.parametrize("group", [0, 2])
+@pytest.mark.parametrize("group", [0, 1, 3])
 def test_a_bad_counter_is_refused(counter, value, group):
-    """In any group; nothing has changed then."""
-    optimizer = make()
+    """In any group, an empty one, too; nothing has changed then."""
+    optimizer = make(1)
     train(optimizer, 2)
     set_grads(params_of(optimizer), 2)
-    values = [2, 2, 2]
+    values = [2, 2, 2, 2]
     values[group] = value
     untouched = Untouched(optimizer)
     with pytest.raises((TypeError, ValueError), match=f"Invalid {counter}: "):

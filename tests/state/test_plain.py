@@ -123,20 +123,28 @@ def tensor_betas(dtype=torch.float64):
 
 
 def test_betas_may_be_tensors(backend, device):
-    """Steps are those of the floats; what is written into the tensors is followed."""
-    ours = FusedGradDropAdamW(
-        make_params(SMALL, device=device), betas=tensor_betas(), backend=backend
+    """Steps are those of the floats; what is written into a tensor of any group is followed."""
+    ours, judge = (
+        FusedGradDropAdamW(
+            [
+                {"params": params[:1]},
+                {"params": params[1:], "betas": betas},
+            ],
+            backend=backend,
+        )
+        for params, betas in (
+            (make_params(SMALL, device=device), tensor_betas()),
+            (make_params(SMALL, device=device), (0.8, 0.95)),
+        )
     )
-    judge = FusedGradDropAdamW(
-        make_params(SMALL, device=device), betas=(0.8, 0.95), backend=backend
-    )
-    for each in (ours, judge):
-        train(each, 2)
-    ours.param_groups[0]["betas"][0].fill_(0.5)
-    judge.param_groups[0]["betas"] = (0.5, 0.95)
-    for each in (ours, judge):
-        train(each, range(2, 4))
-    assert_same(snapshot(ours), snapshot(judge))
+    written = ours.param_groups[1]["betas"]
+    for step, (first, second) in enumerate([(0.8, 0.95), (0.5, 0.95), (0.5, 0.75)]):
+        written[0].fill_(first)
+        written[1].fill_(second)
+        judge.param_groups[1]["betas"] = (first, second)
+        for each in (ours, judge):
+            train(each, range(step, step + 1))
+        assert_same(snapshot(ours), snapshot(judge))
 
 
 def test_a_state_of_adamw_with_tensor_betas_loads(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from helpers.small_runs import (
     snapshot,
     train,
 )
+from helpers.untouched import Untouched
+from torch.optim import Optimizer
 
 from graddrop import FusedGradDropAdamW, schedules
 from graddrop.state.groups import CONSTANTS
@@ -124,6 +127,31 @@ def test_torchs_loader_takes_a_state_of_adamw():
         assert torch.equal(ours.state[mine]["exp_avg"], theirs.state[its]["exp_avg"])
     train(ours, range(4, 5))
     assert ours.param_groups[0]["drop_prob"] == pytest.approx(0.1 + 4 * 0.8 / 9)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (torch.optim.Adam, "got one of Adam with weight_decay=0.1"),
+        (partial(torch.optim.AdamW, amsgrad=True), "expected a state without amsgrad"),
+    ],
+    ids=["Adam", "amsgrad"],
+)
+@pytest.mark.parametrize("load", [FusedGradDropAdamW.load_state_dict, Optimizer.load_state_dict])
+def test_a_state_of_another_method_is_refused(theirs, message, load):
+    """In a later group, too; ours would decay, or divide, otherwise than what it goes on from."""
+    ours = make(lr=1e-3)
+    saved = [theirs([p], lr=0.5, weight_decay=0.1) for p in make_params(SMALL)]
+    state_dict = torch.optim.AdamW([{"params": [p]} for p in make_params(SMALL)]).state_dict()
+    state_dict["param_groups"][1] |= {**saved[1].state_dict()["param_groups"][0], "params": [1]}
+    set_grads(params_of(ours), 2)
+    untouched = Untouched(ours)
+    with pytest.raises(ValueError, match=message):
+        load(ours, state_dict)
+    untouched.check()
+    state_dict["param_groups"][1] |= {"weight_decay": 0.0, "amsgrad": False}
+    load(ours, state_dict)  # control: Adam and AdamW are one where nothing decays
+    assert ours.param_groups[1]["lr"] == 0.5
 
 
 def test_torchs_loader_brings_loaded_masks():

@@ -328,6 +328,8 @@ def test_the_norm_is_the_same_for_any_number_of_threads():
         ({"max_grad_norm": "1"}, TypeError, "expected a number > 0"),
         ({"max_grad_norm": 1.0, "masked_norm": 1}, TypeError, "masked_norm: 1: expected a bool"),
         ({"max_grad_norm": 1.0, "norm_group": 0}, TypeError, "norm_group: 0: expected a process"),
+        ({"masked_norm": "yes"}, TypeError, "masked_norm: 'yes': expected a bool"),
+        ({"norm_group": "gloo"}, TypeError, "norm_group: 'gloo': expected a process"),
     ],
 )
 def test_bad_bounds_are_refused(arguments, error, message):
@@ -349,6 +351,19 @@ def test_a_step_without_gradients_has_no_norm(backend, device):
     optimizer = make_optimizer(backend, device, SMALL, max_grad_norm=1.0)
     optimizer.step()
     assert optimizer.grad_norm is None
+
+
+def test_which_norm_says_nothing_until_there_is_a_bound():
+    """masked_norm alone measures and clips nothing; it counts from the step that has a bound."""
+    alone, plain = make_optimizer(masked_norm=True), make_optimizer()
+    for each in (alone, plain):
+        train(each, 2)
+        assert each.grad_norm is None
+    assert_same(snapshot(alone), snapshot(plain))
+    for each in (alone, plain):
+        each.max_grad_norm = 0.1
+        train(each, range(2, 3))
+    assert 0 < alone.grad_norm < plain.grad_norm
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
