@@ -19,11 +19,14 @@ def set_head(model: "nn.Module", names: Collection[str]) -> None:
 
     Raises:
         ValueError: a name that no parameter has.
+        TypeError: a single name in place of a collection.
     """
+    if isinstance(names, str):
+        raise TypeError(f"expected a list of names, got {names!r}: pass [{names!r}]")
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if unknown := sorted({names} - known if isinstance(names, str) else set(names) - known):
+    if unknown := sorted(set(names) - known):
         raise ValueError(
-            f"expected a collection of names of {type(model).__name__}'s parameters, got {unknown}"
+            f"expected names of {type(model).__name__}'s parameters, got {unknown}, which none has"
         )
     loaded: Any = model
     loaded.head_parameters = frozenset(names)
