@@ -31,7 +31,7 @@ def category_of(name: str, module: nn.Module) -> str | None:
     """
     if layer_of(name) is None:
         return None
-    if is_norm(name, module):
+    if is_norm(module):
         return "norm"
     return "attention" if "att" in name.lower() else "feed-forward"
 

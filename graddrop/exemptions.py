@@ -62,8 +62,8 @@ def head_of(model: "nn.Module") -> frozenset[str]:
     return frozenset(name for name, param in whole.named_parameters() if id(param) not in body)
 
 
-def is_norm(name: str, module: "nn.Module") -> bool:
-    """Whether a parameter belongs to a normalisation, by the class of its module."""
+def is_norm(module: "nn.Module") -> bool:
+    """Whether a module is a normalisation, by its class."""
     return "norm" in type(module).__name__.lower()
 
 
@@ -105,6 +105,6 @@ def exempt_names(model: "nn.Module", kinds: Collection[str]) -> frozenset[str]:
         for name, _, module in owned_parameters(model)
         if name in head
         or ("embeddings" in kinds and isinstance(module, nn.Embedding))
-        or ("norms" in kinds and is_norm(name, module))
+        or ("norms" in kinds and is_norm(module))
         or ("biases" in kinds and is_bias(name))
     )

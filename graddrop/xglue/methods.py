@@ -176,7 +176,7 @@ def parameter_groups(
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     exempted = exempt_names(model, exempt)
     for name, parameter, module in owned_parameters(model):
-        plain = is_norm(name, module) or is_bias(name)
+        plain = is_norm(module) or is_bias(name)
         unmasked = name in exempted or (granularity == "layer" and _layer_of(name) is None)
         group = groups.setdefault(
             (plain, unmasked),
