@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..mask import threshold
+from ..mask import count_dropped, threshold
 from ..step.knobs import Knobs
 from .groups import Group, draw_of
 from .loaded_masks import LoadedMasks
@@ -60,10 +60,19 @@ def mask_values(
             for size, layer in zip(sizes, group["layers"], strict=True)
             if not by_layer or layer is not None
         )
-        realised = drop_prob if isinstance(drop_prob, Tensor) else threshold(drop_prob) / 65536
-        kept += sum(sizes) - realised * maskable
+        kept += sum(sizes) - _realised(group_knobs, drop_prob) * maskable
     return {
         "drop_prob": probability / max(n_masked, 1),
         "kept_fraction": kept / max(n_entries, 1),
         "kept_is_exact": exact,
     }
+
+
+def _realised(knobs: Knobs, drop_prob: float | Tensor) -> float | Tensor:
+    """The share that is dropped: of units that are counted, or of all that 16 bits can say."""
+    if knobs.counts and knobs.units:
+        n_units = len(knobs.units)
+        if isinstance(drop_prob, Tensor):
+            return count_dropped(n_units, drop_prob, drop_prob.device) / n_units
+        return int(count_dropped(n_units, drop_prob)) / n_units
+    return drop_prob if isinstance(drop_prob, Tensor) else threshold(drop_prob) / 65536

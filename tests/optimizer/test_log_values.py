@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from helpers.small_runs import make_params, params_of, train
 
 from graddrop import FusedGradDropAdamW
@@ -56,6 +57,16 @@ def test_a_probability_that_rounds_to_nothing_keeps_all():
     assert make("element").log_values()["kept_fraction"] < 1  # control
     tiny = FusedGradDropAdamW(make_params(SHAPES), drop_prob=1e-6).log_values()
     assert (tiny["drop_prob"], tiny["kept_fraction"]) == (pytest.approx(1e-6), 1)
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_of_units_that_are_counted_the_count_is_expected(kind):
+    """Of five layers of one size p = 1/2 drops two, which is what every mask does."""
+    named = [(f"layer.{i}.w", p) for i, p in enumerate(make_params(((8,),) * 5))]
+    knobs = {"granularity": "layer", "select": "exact", "drop_prob": kind(0.5)}
+    optimizer = FusedGradDropAdamW(named, **knobs)
+    assert optimizer.log_values()["kept_fraction"] == pytest.approx(0.6)
+    assert optimizer.log_values(wait=True)["kept_fraction"] == pytest.approx(0.6)
 
 
 def test_nothing_is_read_unless_asked():
