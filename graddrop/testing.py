@@ -1,7 +1,8 @@
 """Tolerances with their reasons, and the helpers that tests and benchmarks share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,7 @@ from torch import Tensor
 from .mask import Shard
 from .reference import adamw_step_
 from .step.knobs import Knobs
-from .step.slot import Slot
-
-Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]  # param, grad, moments
+from .step.slot import Dtypes, Slot
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 DTYPES: dict[str, Dtypes] = {
@@ -103,15 +102,13 @@ def exact_step(
     slot: Slot, knobs: Knobs, *, steps_finished: int = 0, masks_begun: int = 0
 ) -> Values:
     """The reference's step in float64, from the values that the slot holds now."""
-    values = [t.detach().double() for t in (slot.param, slot.exp_avg, slot.exp_avg_sq)]
-    param, exp_avg, exp_avg_sq = (value.clone() for value in values)
-    keep = slot.keep(knobs, knobs.draw(steps_finished, masks_begun))
+    values = values_of(slot)
     adamw_step_(
-        param,
+        values.param,
         slot.grad.double(),
-        exp_avg,
-        exp_avg_sq,
-        keep,
+        values.exp_avg,
+        values.exp_avg_sq,
+        slot.keep(knobs, knobs.draw(steps_finished, masks_begun)),
         step=int(slot.step.item()) + 1,
         lr=float(knobs.lr),
         beta1=knobs.beta1,
@@ -123,7 +120,7 @@ def exact_step(
         mask_scale=slot.mask_scale(knobs),
         grad_factor=-1.0 if knobs.maximize else 1.0,
     )
-    return Values(param, exp_avg, exp_avg_sq)
+    return values
 
 
 def excess_error(
@@ -182,7 +179,8 @@ def step_errors(before: Values, after: Slot, exact: Values, knobs: Knobs) -> tup
 
 def values_of(slot: Slot) -> Values:
     """A float64 copy of what the slot holds."""
-    return Values(*(t.detach().double() for t in (slot.param, slot.exp_avg, slot.exp_avg_sq)))
+    held = (slot.param, slot.exp_avg, slot.exp_avg_sq)
+    return Values(*(tensor.detach().to(torch.float64, copy=True) for tensor in held))
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -192,21 +190,6 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp2(exponent) * info.eps
 
 
-def make_knobs(**changes: object) -> Knobs:
+def make_knobs(**changes: Any) -> Knobs:
     """Knobs of an ordinary masked step, with changes."""
-    knobs = Knobs(
-        lr=1e-2,
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
-        weight_decay=1e-2,
-        maximize=False,
-        drop_prob=0.3,
-        granularity="element",
-        site="grad",
-        rescale=False,
-        mask_decay=True,
-        seed=0x9E3779B97F4A7C15,
-        period=1,
-    )
-    return replace(knobs, **changes)  # type: ignore[arg-type]
+    return Knobs(**{"lr": 1e-2, "drop_prob": 0.3, "seed": 0x9E3779B97F4A7C15, **changes})
