@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignments
-from .backends import Executor, make_executor, resolve
+from .backends import make_executor, resolve
 from .clipping import Clipping
+from .executors.base import Executor
 from .knobs import Knobs
 from .sharding import Total
 from .slot import Slot

@@ -80,7 +80,7 @@ def n_threads(request):
 
 
 def step(slots, knobs, counters=(0, 0)):
-    """One step of the entries; returns the counters afterwards."""
+    """One step of slots; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64)
     executor = backends.make_executor("cpu", slots, knobs, torch.device("cpu"))
     executor.begin(knobs, counters, None, None)
@@ -97,7 +97,7 @@ def slots_of(shapes, dtypes=DTYPES["fp32"], **options):
 
 
 def copied(slot):
-    """The entry with its own copy of everything a step changes."""
+    """The slot with its own copy of everything a step changes."""
     names = ("param", "exp_avg", "exp_avg_sq", "step")
     return replace(slot, **{name: getattr(slot, name).clone() for name in names})
 
@@ -108,7 +108,7 @@ def values(slot):
 
 
 def assert_same_bits(slots, others):
-    """Judge that pairs of entries agree in every bit."""
+    """Judge that pairs of slots agree in every bit."""
     for slot, other in zip(slots, others, strict=True):
         for a, b in zip(values(slot), values(other), strict=True):
             assert torch.equal(a, b)
@@ -289,10 +289,10 @@ def test_a_frozen_tensor_stays_as_it_is():
 # -- what must not matter --------------------------------------------------------------------------
 
 
-def mixed_entries():
+def mixed_slots():
     """Tensors of all dtypes; the large ones make several chunks."""
     shapes = [(40_003,), (1,), (300, 128), (64, 33), (5,)]
-    return [e for dtypes in DTYPES.values() for e in slots_of(shapes, dtypes)]
+    return [slot for dtypes in DTYPES.values() for slot in slots_of(shapes, dtypes)]
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -300,7 +300,7 @@ def mixed_entries():
 def test_thread_counts_give_the_same_bits(n_threads, own_threads, site, monkeypatch):
     """More threads, the same result; also where torch's OpenMP is not found."""
     knobs = [make_knobs(**SITES[site])]
-    slots, others = mixed_entries(), mixed_entries()
+    slots, others = mixed_slots(), mixed_slots()
     if own_threads:
         alone = replace(binding.load(), gomp_parallel=None)
         monkeypatch.setattr(binding, "load", lambda: alone)
@@ -333,7 +333,7 @@ def test_instruction_sets_with_fma_give_the_same_bits(site, monkeypatch):
     results = {}
     for name in ("avx512", "avx2", "baseline"):
         force_isa(name, monkeypatch)
-        results[name] = mixed_entries()
+        results[name] = mixed_slots()
         step(results[name], [make_knobs(**SITES[site])])
     assert_same_bits(results["avx512"], results["avx2"])
     assert not torch.equal(results["avx2"][0].exp_avg, results["baseline"][0].exp_avg)
@@ -392,9 +392,9 @@ def test_any_layout_gives_the_same_bits(layout, dtypes, granularity):
 
 def test_an_exempt_group_is_plain_adamw():
     """drop_prob 0 gives the bits of a tensor that is not masked at all, whatever the knobs."""
-    plain_entries = slots_of([(5000,)])
-    step(plain_entries, [make_knobs(drop_prob=0.0)])
+    plain = slots_of([(5000,)])
+    step(plain, [make_knobs(drop_prob=0.0)])
     for granularity, site in itertools.product(["element", "row", "tensor"], SITES):
         slots = slots_of([(5000,)])  # in a masked mode, with a threshold that rounds to 0
         step(slots, [make_knobs(drop_prob=1e-9, granularity=granularity, **SITES[site])])
-        assert_same_bits(slots, plain_entries)
+        assert_same_bits(slots, plain)

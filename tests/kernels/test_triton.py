@@ -42,21 +42,23 @@ SHAPES = [(0,), (1,), (1023,), (1024,), (1025,), (2051,), (9, 20), (13, 7), (50,
 pytestmark = pytest.mark.gpu
 
 
-def _executor_of(slots, knobs):
+def executor_of(slots, knobs):
+    """The executor of the kernels."""
     return make_executor("triton", slots, knobs, DEVICE)
 
 
 def step(slots, knobs, counters=(0, 0), **scaling):
-    """One step of the entries; returns the counters afterwards."""
+    """One step of slots; returns the counters afterwards."""
     counters = torch.tensor(counters, dtype=torch.int64, device=DEVICE)
     scaling = {"grad_scale": None, "found_inf": None} | scaling
-    executor = _executor_of(slots, knobs)
+    executor = executor_of(slots, knobs)
     executor.begin(knobs, counters, **scaling)
     executor.step(None)
     return counters.tolist()
 
 
-def _entries_of(shapes, dtypes=DTYPES["fp32"], **options):
+def slots_of(shapes, dtypes=DTYPES["fp32"], **options):
+    """One random tensor of each shape, every stream and three layers among them."""
     return [
         random_slot(shape, dtypes, seed=i, stream_id=i, layer=i % 3, device=DEVICE, **options)
         for i, shape in enumerate(shapes)
@@ -72,7 +74,7 @@ assert_step_is_the_reference = partial(judge_step, step, TOLERANCE)
 def test_a_step_is_the_reference(dtypes, site, granularity):
     """dtype x site x granularity, over a mix of sizes in one launch per signature."""
     knobs = make_knobs(granularity=granularity, rescale=True, **SITES[site])
-    assert_step_is_the_reference(_entries_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
+    assert_step_is_the_reference(slots_of(SHAPES, DTYPES[dtypes]), [knobs], counters=(5, 0))
 
 
 @pytest.mark.parametrize("drop_prob", [0.0, 1 / 65536, 0.1, 0.5, 0.9, 1.0])
@@ -80,19 +82,19 @@ def test_every_drop_prob(drop_prob):
     """From exempt to everything dropped."""
     for site in ("grad", "freeze"):
         knobs = make_knobs(drop_prob=drop_prob, site=site)
-        assert_step_is_the_reference(_entries_of([(1500,), (37,)]), [knobs])
+        assert_step_is_the_reference(slots_of([(1500,), (37,)]), [knobs])
 
 
 def test_maximize_and_zero_betas():
     """The sign of the gradient, and beta = 0, whose logarithm is infinite."""
     knobs = make_knobs(maximize=True, beta1=0.0, beta2=0.0)
-    assert_step_is_the_reference(_entries_of([(1500,)]), [knobs])
+    assert_step_is_the_reference(slots_of([(1500,)]), [knobs])
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.1, 0.49, 0.5, 0.51])
 def test_the_first_moment_loses_neither_of_its_ends(beta1):
     """A gradient of 1 beside a moment of 1e8 counts by its weight, which at beta1 = 0 is all."""
-    (slot,) = _entries_of([(1300,)])
+    (slot,) = slots_of([(1300,)])
     slot.exp_avg.mul_(1e9)
     assert_step_is_the_reference([slot], [make_knobs(beta1=beta1, drop_prob=0.0)])
     assert torch.equal(slot.exp_avg, slot.grad) == (beta1 == 0)
@@ -103,7 +105,7 @@ def test_the_first_moment_loses_neither_of_its_ends(beta1):
 @pytest.mark.parametrize("eps", [0.0, 1e-30])
 def test_tiny_gradients_take_whole_steps(eps):
     """Second moments that are subnormal have roots: without eps a first step is lr, whatever g."""
-    (slot,) = _entries_of([(1300,)], steps=0)
+    (slot,) = slots_of([(1300,)], steps=0)
     for tensor in (slot.param, slot.exp_avg, slot.exp_avg_sq):
         tensor.zero_()
     slot.grad.sign_().mul_(1e-20)
@@ -117,7 +119,7 @@ def test_tiny_gradients_take_whole_steps(eps):
 @pytest.mark.parametrize("eps", [1e-8, 1e-39, 1e-45])
 def test_who_never_had_a_gradient_stands_still(eps):
     """Zero over any eps that fp32 holds is zero, over a subnormal one too."""
-    (slot,) = _entries_of([(1300,)], steps=0)
+    (slot,) = slots_of([(1300,)], steps=0)
     for tensor in (slot.grad, slot.exp_avg, slot.exp_avg_sq):
         tensor.zero_()
     before = slot.param.clone()
@@ -133,7 +135,8 @@ def decaying(slots, **changes):
     return make_knobs(site="freeze", lr=1.0, weight_decay=0.5, **changes)
 
 
-def _kept_bits(slot, before):
+def kept_bits(slot, before):
+    """Which entries moved, as those do that are kept."""
     return slot.param.detach() != before
 
 
@@ -142,7 +145,7 @@ def _kept_bits(slot, before):
 def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
     """What moves under freeze is exactly what graddrop.mask keeps."""
     shapes = [(4099,), (33, 36), (33, 35)]
-    slots = _entries_of(shapes, DTYPES[dtypes])
+    slots = slots_of(shapes, DTYPES[dtypes])
     knobs = decaying(slots, granularity=granularity)
     befores = [slot.param.clone() for slot in slots]
     step(slots, [knobs], counters=(7, 0))
@@ -157,7 +160,7 @@ def test_masks_are_the_contract_bit_for_bit(granularity, dtypes):
             drop_prob=knobs.drop_prob,
             device=DEVICE,
         )
-        assert torch.equal(_kept_bits(slot, before), expected)
+        assert torch.equal(kept_bits(slot, before), expected)
         assert not torch.equal(expected, expected.flip(0))  # control: the comparison can fail
 
 
@@ -175,7 +178,7 @@ def test_long_rows_draw_what_other_rows_draw(row_size, first_row):
     expected = knobs.keep_mask(
         (9, row_size), stream_id=0, layer=None, shard=shard, draw=3, device=DEVICE
     )
-    assert torch.equal(_kept_bits(slot, before), expected)
+    assert torch.equal(kept_bits(slot, before), expected)
     assert 0 < expected.float().mean() < 1  # control: the comparison can fail
 
 
@@ -184,12 +187,12 @@ def test_long_rows_draw_what_other_rows_draw(row_size, first_row):
 )
 def test_the_draw_follows_the_period(period, counters, draw):
     """Steps finished, that // K, or masks begun by hand: computed on the device."""
-    (slot,) = _entries_of([(1200,)])
+    (slot,) = slots_of([(1200,)])
     before = slot.param.clone()
     knobs = decaying([slot], period=period)
     step([slot], [knobs], counters)
     key = {"granularity": "element", "stream_id": 0, "layer": None, "drop_prob": 0.3}
-    moved = _kept_bits(slot, before)
+    moved = kept_bits(slot, before)
     assert torch.equal(moved, keep_mask((1200,), seed=knobs.seed, draw=draw, device=DEVICE, **key))
     assert not torch.equal(
         moved, keep_mask((1200,), seed=knobs.seed, draw=draw + 1, device=DEVICE, **key)
@@ -210,7 +213,7 @@ def test_a_shard_steps_as_part_of_the_whole(begin, dtypes):
 def test_a_cut_changes_no_bit(dtypes, site, monkeypatch):
     """Main loop or edge of a chunk of any size, aligned or not, strided: the same result."""
     n, begin = 16 * 1024 + 700, 5003
-    (whole,) = _entries_of([(n,)], DTYPES[dtypes])
+    (whole,) = slots_of([(n,)], DTYPES[dtypes])
     names = ("param", "grad", "exp_avg", "exp_avg_sq")
     parts = {name: getattr(whole, name)[begin:].clone() for name in names}
     shard = replace(whole, **parts, step=whole.step.clone(), shard=Shard((n,), (begin,)))
@@ -281,16 +284,16 @@ def test_many_tensors_are_of_one_draw():
     The counter of a tensor that the step freezes stays.
     """
     n_tensors = launch.PREPARE_BLOCK + 5
-    slots = _entries_of([(3,)] * n_tensors)
+    slots = slots_of([(3,)] * n_tensors)
     knobs = make_knobs(granularity="tensor", site="freeze", drop_prob=0.5)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    executor = _executor_of(slots, [knobs])
+    executor = executor_of(slots, [knobs])
     for draw in range(2):
         before = [slot.param.clone() for slot in slots]
         counts = [slot.step.item() for slot in slots]
         executor.begin([knobs], counters, None, None)
         executor.step(None)
-        moved = [not torch.equal(e.param, old) for e, old in zip(slots, before, strict=True)]
+        moved = [not torch.equal(slot.param, old) for slot, old in zip(slots, before, strict=True)]
         assert moved == knobs.keep_wholes(range(n_tensors), [None] * n_tensors, draw)
         assert counters.tolist() == [draw + 1, 0]
         counted = [slot.step.item() - n for slot, n in zip(slots, counts, strict=True)]
@@ -300,8 +303,8 @@ def test_many_tensors_are_of_one_draw():
 @pytest.mark.parametrize("found_inf", [1.0, 0.0])
 def test_found_inf_skips_the_step_on_the_device(found_inf):
     """Unless found_inf is 0 nothing changes, counters included."""
-    slots = _entries_of([(300,)])
-    befores = [(e.param.clone(), e.exp_avg.clone(), e.step.clone()) for e in slots]
+    slots = slots_of([(300,)])
+    befores = [(slot.param.clone(), slot.exp_avg.clone(), slot.step.clone()) for slot in slots]
     flag = torch.tensor([found_inf], device=DEVICE)
     counters = step(slots, [make_knobs()], (4, 0), found_inf=flag)
     unchanged = [
@@ -315,19 +318,19 @@ def test_found_inf_skips_the_step_on_the_device(found_inf):
 
 def test_gradients_are_unscaled_in_passing():
     """grad_scale divides the gradient in registers; memory keeps the scaled one."""
-    scaled, plain_entries = _entries_of([(300,)]), _entries_of([(300,)])
+    scaled, plain = slots_of([(300,)]), slots_of([(300,)])
     scaled[0].grad.mul_(1024.0)
     kept = scaled[0].grad.clone()
     step(scaled, [make_knobs()], grad_scale=torch.tensor([1024.0], device=DEVICE))
-    step(plain_entries, [make_knobs()])
-    assert torch.equal(scaled[0].param, plain_entries[0].param)
+    step(plain, [make_knobs()])
+    assert torch.equal(scaled[0].param, plain[0].param)
     assert torch.equal(scaled[0].grad, kept)
 
 
 def test_a_device_threshold_rounds_half_to_even():
     """drop_prob as a tensor is rounded on the device as on the host: ties to even."""
     for numerator in (1.5, 2.5, 3.5, 65535.5):
-        (slot,) = _entries_of([(1030,)])
+        (slot,) = slots_of([(1030,)])
         before = slot.param.clone()
         probability = numerator / 65536
         knobs = decaying(
@@ -344,14 +347,14 @@ def test_a_device_threshold_rounds_half_to_even():
             drop_prob=probability,
             device=DEVICE,
         )
-        assert torch.equal(_kept_bits(slot, before), expected)
+        assert torch.equal(kept_bits(slot, before), expected)
 
 
 def test_moved_gradients_are_followed():
     """A gradient at a new address is read there, also when its alignment changes."""
-    (slot,) = _entries_of([(1300,)])
+    (slot,) = slots_of([(1300,)])
     knobs = [make_knobs(drop_prob=0.0)]
-    executor = _executor_of([slot], knobs)
+    executor = executor_of([slot], knobs)
     counters = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     for move in (torch.clone, unaligned, torch.clone):
         grad = move(torch.randn(1300, device=DEVICE))
@@ -367,7 +370,7 @@ def test_moved_gradients_are_followed():
 def test_the_judge_can_fail():
     """Control: a mask of the next draw, or a tenth of a percent in lr, is far outside."""
     for change in ({"draw": 1}, {"lr": 1e-2 * 1.001}):
-        (slot,) = _entries_of([(1300,)])
+        (slot,) = slots_of([(1300,)])
         knobs = make_knobs()
         before = testing.values_of(slot)
         other = make_knobs(lr=change.get("lr", knobs.lr))

@@ -19,7 +19,7 @@ class ReferenceExecutor:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._grads: Sequence[Tensor | None] = []
         gone = torch.empty(0, device="cpu")
-        self._entries = [replace(slot, grad=gone) for slot in slots]
+        self._slots = [replace(slot, grad=gone) for slot in slots]
         self._knobs: Sequence[Knobs] = []
         self._counters: Tensor | None = None
         self._loss_scale = 1.0
@@ -46,7 +46,7 @@ class ReferenceExecutor:
     def moment_dots(self) -> Tensor:
         """See :class:`Executor`."""
         dots = []
-        for slot, grad in zip(self._entries, self._grads, strict=True):
+        for slot, grad in zip(self._slots, self._grads, strict=True):
             group = self._knobs[slot.group]
             if grad is None or not slot.scales_by_alignment(group):
                 dots.append(slot.param.new_zeros(3, dtype=torch.float64))
@@ -58,7 +58,7 @@ class ReferenceExecutor:
     def grad_squares(self, masked: bool) -> Tensor:
         """See :class:`Executor`."""
         squares = []
-        for slot, grad in zip(self._entries, self._grads, strict=True):
+        for slot, grad in zip(self._slots, self._grads, strict=True):
             if grad is None:
                 squares.append(slot.param.new_zeros((), dtype=torch.float64))
                 continue
@@ -76,7 +76,7 @@ class ReferenceExecutor:
             return
         assert self._counters is not None
         factor = 1.0 if clip_factor is None else clip_factor.item()
-        for row, (slot, grad) in enumerate(zip(self._entries, grads, strict=True)):
+        for row, (slot, grad) in enumerate(zip(self._slots, grads, strict=True)):
             if grad is None:
                 continue
             group = self._knobs[slot.group]
