@@ -175,7 +175,7 @@ class Counters:
         """Write the counters into the groups where these may be behind; waits for the device.
 
         Raises:
-            ValueError, TypeError: as :meth:`look`.
+            ValueError, TypeError, RuntimeError: as :meth:`look`.
         """
         self.look(groups)
         self.catch_up(groups)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..mask import Shard
 from ..step.keep_bits import KeepBits
-from ..step.sharding import Total, is_dtensor, local_tensor, shard_of
+from ..step.sharding import is_dtensor, local_tensor, shard_of
+from ..step.totals import Total
 from .groups import LOADED_MASKS, Group, place_in
 
 KEEP_MASK = "keep_mask"  # a mask's key in the state of its parameter, in a state dict

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..reference import INITIAL_ALIGNMENT, next_alignment
 from .executors.base import Executor
 from .knobs import Knobs
-from .sharding import Total
 from .slot import Slot
+from .totals import Total
 
 
 def initial_alignment(param: Tensor) -> Tensor:

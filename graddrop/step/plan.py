@@ -11,8 +11,8 @@ from .backends import make_executor, resolve
 from .clipping import Clipping
 from .executors.base import Executor
 from .knobs import Knobs
-from .sharding import Total
 from .slot import Slot
+from .totals import Total
 
 Key = tuple[torch.device, str]  # where, and by which backend
 
