@@ -1,7 +1,6 @@
 """The plans of an optimizer: the last one, used again while it fits, and one per CUDA graph."""
 
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -9,13 +8,12 @@ from ..step.checks import is_capturing
 from ..step.knobs import Knobs
 from ..step.plan import Plan
 from ..step.slot import Slot
+from .checkpoint import State
 from .groups import Group, check_names
 from .loaded_masks import LoadedMasks
 from .partition_guard import WholeShapes
 from .plan_guard import PlanGuard
 from .slots import slots_of
-
-State = dict[str, Any]
 
 
 class PlanCache:

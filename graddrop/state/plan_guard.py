@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import chain, compress
 from operator import is_, itemgetter, not_
-from typing import Any
 
 from torch import Tensor
 
 from ..kernels.cpu.objects import Records
 from ..step.knobs import ALIGNMENT, Knobs
 from ..step.sharding import are_plain, local_tensors
-from .checkpoint import STATE_KEYS
+from .checkpoint import STATE_KEYS, State
 from .groups import LOADED_MASKS, Group
 
-State = Mapping[Tensor, dict[str, Any]]
+States = Mapping[Tensor, State]
 _STATE = itemgetter(*STATE_KEYS)
 _ALIGNMENT = itemgetter(ALIGNMENT)
 _NAMES = itemgetter("stream_ids", "layers", LOADED_MASKS)
@@ -44,7 +43,7 @@ class PlanGuard:
         groups: Sequence[Group],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
-        state: State,
+        state: States,
         knobs: Sequence[Knobs],
     ) -> None:
         self._params = list(params)
@@ -71,7 +70,7 @@ class PlanGuard:
         groups: Sequence[Group],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
-        state: State,
+        state: States,
         knobs: Sequence[Knobs],
     ) -> bool:
         """Whether the plan can make this step; arguments as for the constructor.

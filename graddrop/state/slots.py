@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -17,11 +16,9 @@ from ..step.checks import (
 from ..step.knobs import ALIGNMENT
 from ..step.sharding import local_tensor, shard_of
 from ..step.slot import Slot
-from .checkpoint import STATE_KEYS
+from .checkpoint import STATE_KEYS, State
 from .groups import Group, place_in
 from .loaded_masks import KEEP_MASK, LoadedMasks
-
-State = dict[str, Any]
 
 
 def slots_of(
