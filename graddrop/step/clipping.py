@@ -89,5 +89,7 @@ def clipping_of(max_norm: float | None, masked: bool, group: Any = None) -> Clip
         ValueError: as :class:`Clipping`.
         TypeError: as :class:`Clipping`; without a bound the others are looked at all the same.
     """
+    if max_norm is None and masked is False and group is None:  # as in most steps
+        return None
     clipping = Clipping(math.inf if max_norm is None else max_norm, masked, group)
     return None if max_norm is None else clipping
