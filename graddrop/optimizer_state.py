@@ -140,7 +140,7 @@ class StatefulOptimizer(Optimizer):
                     for key, value in state[param].items():
                         value.copy_(as_tensor(loaded[param][key]).reshape(value.shape))
         masks = self._loaded_masks.prepare(masks_of_state(groups, state_dict))
-        warn_lost(masks, self._loaded_masks, stacklevel=2)
+        warn_lost(masks, self._loaded_masks)
         schedules = self._knobs.schedules(self.param_groups)
         warn_overridden(self.param_groups, groups, schedules)
         keep_tensors(self.param_groups, groups)
@@ -166,7 +166,7 @@ class StatefulOptimizer(Optimizer):
         masks: dict[Tensor, LoadedMask | None] = {}
         if "_loaded_masks" not in state:  # torch's own loader leaves them in the state
             masks = loaded_masks.prepare(masks_of_state(groups, state, held=loaded_masks))
-            warn_lost(masks, loaded_masks, stacklevel=3)
+            warn_lost(masks, loaded_masks)
         fill_in(groups, known, state.get("defaults", mine.get("defaults", {})))
         counters = agreed_counters(groups, n_steps_of(state["state"].values()))
         schedules = state.get("_schedules")

@@ -26,6 +26,7 @@ from .groups import (
     place_in,
 )
 from .loaded_masks import KEEP_MASK
+from .users_line import users_line
 
 State = dict[str, Any]
 
@@ -203,7 +204,7 @@ def warn_overridden(
                     f"param group {index}: the loaded {knob}={beginning(new[knob])} replaces "
                     f"{knob}={beginning(mine[knob])} of this optimizer; set it after loading, in "
                     "optimizer.param_groups, to change it",
-                    stacklevel=3,
+                    stacklevel=users_line(),
                 )
 
 

@@ -14,6 +14,7 @@ from ..step.knobs import Knobs
 from ..step.plan import Key
 from .groups import COUNTERS, Group, values_of
 from .plain import plain
+from .users_line import users_line
 
 _SEEN = itemgetter(*COUNTERS, "seed")
 
@@ -158,7 +159,7 @@ class Counters:
                 'period="epoch" has one mask until new_mask() is called, and drops the same '
                 "entries meanwhile: call new_mask(epoch) at the beginning of each epoch, the first "
                 "included",
-                stacklevel=7,
+                stacklevel=users_line(),
             )
 
     def begin_mask(self, draw: int, groups: Sequence[Group]) -> None:

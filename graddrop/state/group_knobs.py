@@ -14,6 +14,7 @@ from ..step.checks import check_knobs
 from ..step.knobs import Knobs, with_units
 from .groups import CONSTANTS, KNOBS, Group, check_numbers, knobs_of, make_plain, values_of
 from .plain import plain
+from .users_line import users_line
 
 _VALUES = itemgetter(*KNOBS, *CONSTANTS)
 _BETAS = KNOBS.index("betas")
@@ -169,5 +170,5 @@ def _warn_without_layers() -> None:
     warnings.warn(
         'granularity="layer" drops nothing here: no parameter is in a layer, by its name or '
         'by "layers" in its param group (an int, or one per parameter)',
-        stacklevel=4,
+        stacklevel=users_line(),
     )

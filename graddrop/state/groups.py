@@ -14,6 +14,7 @@ from ..step.knobs import KNOBS as FIELDS
 from ..step.knobs import Knobs
 from ..step.sharding import INSTEAD_OF_PARTITIONS
 from .plain import plain
+from .users_line import users_line
 
 Group = dict[str, Any]
 
@@ -189,7 +190,7 @@ def _warn_misspelt(unknown: Iterable[str]) -> None:
         if near := get_close_matches(key, sorted(_KNOWN), n=1, cutoff=0.85):
             warnings.warn(
                 f"{key!r} in a param group changes nothing here: did you mean {near[0]!r}?",
-                stacklevel=6,
+                stacklevel=users_line(),
             )
 
 

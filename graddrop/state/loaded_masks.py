@@ -14,6 +14,7 @@ from ..step.keep_bits import KeepBits
 from ..step.sharding import is_dtensor, local_tensor, shard_of
 from ..step.totals import Total
 from .groups import LOADED_MASKS, Group, place_in
+from .users_line import users_line
 
 KEEP_MASK = "keep_mask"  # a mask's key in the state of its parameter, in a state dict
 
@@ -307,15 +308,13 @@ def check_mask(param: Tensor, keep: Any) -> None:
             )
 
 
-def warn_lost(
-    prepared: Mapping[Tensor, object | None], masks: LoadedMasks, stacklevel: int
-) -> None:
+def warn_lost(prepared: Mapping[Tensor, object | None], masks: LoadedMasks) -> None:
     """Warn if :meth:`LoadedMasks.put` would remove masks for want of them in a loaded state."""
     if n_lost := sum(mask is None and param in masks for param, mask in prepared.items()):
         warnings.warn(
             f"the loaded state has no masks for {n_lost} parameters that have one here, and "
             "removes them: call load_masks after loading to keep them",
-            stacklevel=stacklevel + 1,
+            stacklevel=users_line(),
         )
 
 
