@@ -12,6 +12,7 @@ from graddrop.xglue.config import BYSTANDERS, KNOBS
 from graddrop.xglue.methods import METHODS, drop_probs_of
 from graddrop.xglue.mini import is_mini_xglue
 from graddrop.xglue.tasks import EVAL_SPLITS, TASKS
+from graddrop.xglue.textfile import printable
 from graddrop.xglue.training.result_form import problem_of
 from graddrop.xglue.training.run_folder import (
     CONFIG_FILE,
@@ -66,9 +67,8 @@ class Arm:
         """Name of the arm in tables and figures, such as `graddrop drop=0.5`."""
         rates = ",".join(f"{rate:g}" for rate in self.drop_probs)
         rate = (f"drop={rates}",) if rates else ()
-        return " ".join(
-            [self.method, *rate, *(f"{name}={value}" for name, value in self.knobs + self.settings)]
-        )
+        others = (f"{name}={value}" for name, value in self.knobs + self.settings)
+        return printable(" ".join([self.method, *rate, *others]))
 
     @property
     def drop_probs(self) -> tuple[float, ...]:

@@ -383,11 +383,15 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("| task ")
     assert shown[-2:] == [str(folder / "report.md"), str(folder / "report.html")]
-    odd = make_result("qam", "standard", 1, {"en": 0.5})
-    odd["config"]["precision"] = "\x1b[2J"
-    put(folder, odd)
+    for method in ("standard", "graddrop"):
+        for seed in (1, 2, 3):
+            odd = make_result("qam", method, seed, {"en": 0.5 + seed / 100})
+            odd["config"]["precision"] = "\x1b[2J$\\frac$"  # figures take it, too
+            put(folder, odd)
     assert main(["report", str(folder)]) == 0
-    assert "\x1b" not in (screen := capsys.readouterr().out) and "x1b" in screen
+    assert "\x1b" not in (screen := capsys.readouterr().out)
+    table, verdict = screen.split("\n\n")[:2]
+    assert "x1b" in table and "x1b" in verdict
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
     assert "expected finished runs" in capsys.readouterr().err

@@ -50,7 +50,10 @@ def picture(name: str, caption: str, figure: "Figure") -> Picture:
         figure: What is drawn.
     """
     import matplotlib
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name is a dollar
     svg, png = BytesIO(), BytesIO()
     # The names inside an SVG file hang on the salt, which is random by default.
     with matplotlib.rc_context({"svg.hashsalt": "graddrop", "svg.fonttype": "path"}):
