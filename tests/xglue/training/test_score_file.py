@@ -52,10 +52,13 @@ def test_a_line_holds_settings_scores_and_origin(tmp_path: Path) -> None:
 def test_a_run_is_found_by_its_settings_alone(tmp_path: Path) -> None:
     """Wherever data and model lie; not if one setting differs that can change a score."""
     path = tmp_path / "runs.jsonl"
-    ScoreFile(path).append(finished(dataclasses.replace(CONFIG, data=str(tmp_path / "a/DATA"))))
+    there = {"data": str(tmp_path / "a/DATA"), "model": str(tmp_path / "a/M")}
+    ScoreFile(path).append(finished(dataclasses.replace(CONFIG, **there)))
     kept = ScoreFile(path)
-    for moved in ("DATA", "../b/DATA", "/x/y/DATA"):
-        assert kept.find(dataclasses.replace(CONFIG, data=moved, output="other")) is not None
+    for place in ("", "../b/", "/x/y/"):
+        moved = {"data": f"{place}DATA", "model": f"{place}M"}
+        assert kept.find(dataclasses.replace(CONFIG, **moved, output="other")) is not None
+    assert kept.find(dataclasses.replace(CONFIG, **there | {"model": "of/M"})) is None  # the Hub's
     assert str(tmp_path) not in path.read_text()
     others: dict[str, Any] = {field.name: None for field in dataclasses.fields(CONFIG)}
     others |= {"task": "qam", "data": "D", "model": "n", "method": "layer-graddrop", "seed": 4}
@@ -70,7 +73,7 @@ def test_a_run_is_found_by_its_settings_alone(tmp_path: Path) -> None:
     others |= {"write_predictions": True, "report_to": ("tensorboard",)}
     for name, value in others.items():
         if value is not None:
-            found = kept.find(dataclasses.replace(CONFIG, **{name: value}))
+            found = kept.find(dataclasses.replace(CONFIG, **there | {name: value}))
             assert (found is not None) == (name in BYSTANDERS), name
     sift = dataclasses.replace(CONFIG, method="sift", drop_prob=0.9)
     kept.append(finished(sift))
