@@ -10,7 +10,7 @@
 
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -48,7 +48,8 @@ def trainer_kwargs(
     Args:
         model: what will be trained; looked at now to find mistakes early, and sorted into groups
             when the Trainer makes the optimizer.
-        args: of the Trainer.
+        args: of the Trainer, which refuses to be made, or to train, with other values than these of
+            what the optimizer takes from them.
         exempt: kinds of parameters that are never masked, among
             ``graddrop.exemptions.EXEMPTIONS``.
         categories: drop each category's share by itself (:func:`graddrop.categories.by_category`).
@@ -96,7 +97,9 @@ def trainer_kwargs(
         **arguments,
     }
     OptimizerFactory()(model, **factory_kwargs)
-    callbacks: list[TrainerCallback] = [ClipInStep(), LogMasks()]
+    taken = ", ".join([*_SAID_BY_ARGS.values(), *({"seed"} - knobs.keys())]).split(", ")
+    same = SameArguments({name: getattr(args, name) for name in taken})
+    callbacks: list[TrainerCallback] = [same, ClipInStep(), LogMasks()]
     if knobs.get("period") == "epoch":
         callbacks.append(NewMaskEachEpoch())
     return {
@@ -178,6 +181,42 @@ class NewMaskEachEpoch(TrainerCallback):
     ) -> None:
         """Name the epoch, so that one resumed in its middle goes on with its own mask."""
         _own(kwargs["optimizer"]).new_mask(int(state.epoch or 0))
+
+
+class SameArguments(TrainerCallback):
+    """Refuse a Trainer whose arguments are not those that its optimizer is made of.
+
+    Args:
+        taken: what was taken from them, by name.
+    """
+
+    def __init__(self, taken: Mapping[str, Any]) -> None:
+        self._taken = taken
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at those that the Trainer was given."""
+        self._check(args, self._taken)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look again: a search of hyperparameters, for one, sets them in between."""
+        # An aborted training has left the bound at 0, see ClipInStep.
+        self._check(
+            args, self._taken.keys() - ({"max_grad_norm"} if not args.max_grad_norm else ())
+        )
+
+    def _check(self, args: TrainingArguments, names: Collection[str]) -> None:
+        for name in sorted(names):
+            value, found = self._taken[name], getattr(args, name)
+            if found != value:
+                raise ValueError(
+                    f"expected the Trainer's arguments to be those of trainer_kwargs, got "
+                    f"{name}={found!r} where the optimizer has {value!r}: make both of the same "
+                    "arguments, which stay as they are"
+                )
 
 
 class ClipInStep(TrainerCallback):

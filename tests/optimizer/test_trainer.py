@@ -83,6 +83,30 @@ def test_what_the_trainer_would_pass_to_adamw_arrives(tmp_path):
     assert groups_of(by_class.create_optimizer(), ours.model) != expected
 
 
+@pytest.mark.parametrize(
+    "name, value", [*UNUSUAL.items(), ("seed", 5), ("max_grad_norm", 0.0)], ids=str
+)
+def test_a_trainer_of_other_arguments_is_refused(tmp_path, name, value):
+    """When it is made, or begins to train: the optimizer would have other values than it says."""
+    model, usual = make_model(), make_args(tmp_path)
+    other = make_args(tmp_path, **{name: value})
+    expected = pytest.raises(ValueError, match=f"got {name}=.* where the optimizer has ")
+    with expected:
+        transformers.Trainer(model=model, args=other, **trainer_kwargs(model, usual))
+    if value == 0:  # which an aborted training leaves
+        return
+    trainer = make_trainer(tmp_path)
+    before = weights(trainer)
+    setattr(trainer.args, name, getattr(other, name))
+    with expected:
+        trainer.train()
+    assert all(map(torch.equal, before, weights(trainer)))
+    again = make_args(tmp_path, learning_rate=usual.learning_rate)  # equal ones are the same
+    transformers.Trainer(model=model, args=again, **trainer_kwargs(model, usual))
+    if name == "seed":  # which is the masks' own, then
+        transformers.Trainer(model=model, args=other, **trainer_kwargs(model, usual, seed=3))
+
+
 def test_the_seed_of_the_run_is_the_seed_of_the_masks(tmp_path):
     """Two seeds draw two masks; a seed of the masks' own is kept."""
     seeds = [
