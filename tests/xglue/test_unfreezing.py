@@ -1,5 +1,6 @@
 """Laws of what is trained, and from when on: the head, and layers from the top down."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from transformers import (
 from graddrop.exemptions import head_of
 from graddrop.mask import layer_of
 from graddrop.unfreezing import release_order
+from graddrop.xglue.config import FinetuneConfig
 from graddrop.xglue.heads.model import load_model, load_tokenizer
-from graddrop.xglue.methods import check_layers, freeze_for, parameter_groups
+from graddrop.xglue.methods import METHODS, check_layers, freeze_for, parameter_groups
 from graddrop.xglue.tasks import get_task
+from graddrop.xglue.training.run import _goes_by_layers
 
 
 def test_head_only_trains_the_head(record: Any) -> None:
@@ -127,3 +130,12 @@ def test_models_whose_layers_have_no_names_are_refused(config: Any, message: str
         check_layers(BertModel(BertConfig(**small, num_hidden_layers=2)))
     with pytest.raises(ValueError, match=message):
         check_layers(model)
+
+
+def test_methods_that_go_by_layers_look_for_them() -> None:
+    """By what they train or by what they drop, and by a knob of the user's; no other does."""
+    config = FinetuneConfig("qam", "data", "out")
+    found = {name for name in METHODS if _goes_by_layers(replace(config, method=name))}
+    trains, drops = {"gradual-unfreezing", "upper-half"}, {"layer-graddrop", "lisa", "badam"}
+    assert found == trains | drops | {"half-fine-tuning"}
+    assert _goes_by_layers(replace(config, method="skip-update", granularity="layer"))
