@@ -10,6 +10,8 @@ NAMES = ("layer.0.weight", "layer.1.weight")
 WHOLE = {
     "by tensor": {"granularity": "tensor", "drop_prob": 0.5},
     "by layer": {"granularity": "layer", "drop_prob": 0.5},
+    "by number": {"granularity": "tensor", "select": "exact", "drop_prob": 0.5},
+    "in turns": {"granularity": "layer", "select": "descending", "drop_prob": 0.5},
     "every entry": {"granularity": "element", "drop_prob": 1.0},
     "every row": {"granularity": "row", "drop_prob": 1.0},
     "a probability that rounds to 1": {"granularity": "element", "drop_prob": 1 - 1e-7},
