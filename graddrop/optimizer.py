@@ -230,9 +230,8 @@ class FusedGradDropAdamW(MaskedOptimizer):
         for tensor in tensors:
             check_param(local_tensor(tensor))
             shard_of(tensor)
-        others = self.param_groups if self._is_made else ()
-        known = [param for other in others for param in other["params"]]
-        check_disjoint(known, tensors)
+        looked_at = self.param_groups if self._is_made else ()
+        check_disjoint([param for other in looked_at for param in other["params"]], tensors)
 
         others = list(self.param_groups)
         try:
