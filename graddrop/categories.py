@@ -58,14 +58,12 @@ def by_category(
         ValueError: no parameter is of any category, or one is not the model's.
         TypeError: parameters without names.
     """
-    owned = {id(param): (name, module) for name, param, module in owned_parameters(model)}
+    kinds = {id(param): _kind(name, module) for name, param, module in owned_parameters(model)}
     if groups is None:
-        named = [(name, param) for name, param, _ in owned_parameters(model)]
-        groups = [{"params": named}]
-    divided: dict[tuple[int, Any], list[Any]] = {}
-    keys = {ident: _kind(name, module) for ident, (name, module) in owned.items()}
-    numbers = Counter(keys.values())
+        groups = [{"params": [(name, param) for name, param, _ in owned_parameters(model)]}]
+    numbers = Counter(kinds.values())
     odd = {kind[:2] for kind, n in numbers.items() if kind is not None and n % 2}
+    divided: dict[tuple[int, Any], list[Any]] = {}
     for number, group in enumerate(groups):
         for item in group["params"]:
             if not isinstance(item, tuple):
@@ -74,9 +72,9 @@ def by_category(
                     f"{type(item)}: a list of model.named_parameters()"
                 )
             name, param = item
-            if id(param) not in keys:
+            if id(param) not in kinds:
                 raise ValueError(f"expected parameters of the model, got {name!r}, which is not")
-            key: Any = keys[id(param)]
+            key: Any = kinds[id(param)]
             if key is not None and key[:2] in odd:
                 key = key[:2]
             divided.setdefault((number, "whole" if _is_exempt(group) else key), []).append(

@@ -66,8 +66,8 @@ class StatefulOptimizer(Optimizer):
     def _initial_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         dtype = self._moment_dtype(param)
         # A GPU step counts on the device, as torch's fused and capturable steps do.
-        on_device = resolve(self._backend, param.device, (param.dtype, param.dtype, dtype))
-        step_device = param.device if on_device == "triton" or group["capturable"] else "cpu"
+        backend = resolve(self._backend, param.device, (param.dtype, param.dtype, dtype))
+        step_device = param.device if backend == "triton" or group["capturable"] else "cpu"
         return {
             "step": torch.zeros((), dtype=torch.float32, device=step_device),
             "exp_avg": torch.zeros_like(param, dtype=dtype, requires_grad=False),
