@@ -275,14 +275,15 @@ def test_a_schedule_changes_the_number():
     assert [len(moved_layers(optimizer, step)[0]) for step in range(4)] == [3, 2, 1, 1]
 
 
-def test_edited_layers_are_those_that_are_chosen_among(backend, device):
-    """Lists that are edited in place: the masks are those of an optimizer that began with them."""
+@pytest.mark.parametrize("first", [0, 1])
+def test_edited_layers_are_those_that_are_chosen_among(backend, device, first):
+    """Lists that are edited in place, in both groups or the last: as if it had begun with them."""
     edited, fresh = (layered("exact", backend, device) for _ in range(2))
-    for group in fresh.param_groups:
+    for group in fresh.param_groups[first:]:
         group["layers"][3] = 90
     for step in range(3):
         moved_layers(edited, step), moved_layers(fresh, step)
-    for group in edited.param_groups:
+    for group in edited.param_groups[first:]:
         group["layers"][3] = 90
     for step in range(3, 6):
         assert edited.dropped_layers() == fresh.dropped_layers()
