@@ -75,6 +75,21 @@ def test_a_schedule_ends_when_the_group_is_set():
     assert optimizer.param_groups[0]["drop_prob"] == 0.9
 
 
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_a_schedule_goes_on_while_others_end(n_before):
+    """Whether the other group's was there and is set, or never was."""
+    rising = schedules.Linear(0.0, 0.4, 4)
+    params = make_params(((4,),) * 2)
+    first = {"params": params[:1], "drop_prob": rising if n_before else 0.7}
+    optimizer = FusedGradDropAdamW([first, {"params": params[1:]}], drop_prob=rising)
+    train(optimizer, n_before)
+    optimizer.param_groups[0]["drop_prob"] = 0.7
+    for step in range(n_before, 4):
+        train(optimizer, range(step, step + 1))
+        used = [group["drop_prob"] for group in optimizer.param_groups]
+        assert used == pytest.approx([0.7, 0.1 * step])
+
+
 def test_a_schedule_stays_with_its_group():
     """Groups may change places."""
     params = make_params(((4,),) * 2)
