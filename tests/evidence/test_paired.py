@@ -24,15 +24,16 @@ def test_pairs_are_those_of_the_chosen_seeds():
     assert paired.table(ours, theirs, [1, 2]).splitlines()[2].endswith("| 2 | - |")
 
 
-def test_a_score_is_of_one_arm_and_one_regime(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("task", "other"), [("pos", "ner"), ("ner", "pos")])
+def test_a_score_is_of_one_arm_and_one_regime(tmp_path, monkeypatch, task, other):
     """Other rates, sizes, tasks and runs without test are other questions."""
-    languages = paired.read_analysis_plan(paired.HERE / "report.toml").languages["pos"]
-    row = {"task": "pos", "method": "standard", "lr": 1e-4, "seed": 3, "metric": "m"}
-    row["settings"] = {**paired.WHERE, "data": "xglue"}
+    languages = paired.read_analysis_plan(paired.HERE / "report.toml").languages[task]
+    row = {"task": task, "method": "standard", "lr": 1e-4, "seed": 3, "metric": "m"}
+    row["settings"] = {**paired.WHERE[task], "data": "xglue"}
     row["scores"] = {"test": {code: {"m": 0.5} for code in ("en", *languages)}}
     others = [
         {**row, "lr": 2e-4, "seed": 4},
-        {**row, "task": "ner", "seed": 5},
+        {**row, "task": other, "seed": 5},
         {**row, "settings": {**row["settings"], "max_steps": 90}, "seed": 6},
         {**row, "scores": {"test": {}}, "seed": 7},
     ]
@@ -40,7 +41,7 @@ def test_a_score_is_of_one_arm_and_one_regime(tmp_path, monkeypatch):
     plan = paired.read_analysis_plan(paired.HERE / "report.toml")
     monkeypatch.setattr(paired, "read_analysis_plan", lambda _: plan)
     monkeypatch.setattr(paired, "HERE", tmp_path)
-    assert paired.scores("rows", "standard", 1e-4) == {3: pytest.approx(50)}
+    assert paired.scores("rows", "standard", 1e-4, task) == {3: pytest.approx(50)}
 
 
 def test_the_page_shows_what_its_commands_print(capsys):
