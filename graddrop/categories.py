@@ -21,19 +21,21 @@ from .mask import layer_of
 def category_of(name: str, module: nn.Module) -> str | None:
     """The category of a parameter: ``"norm"``, ``"attention"``, ``"feed-forward"``, or None.
 
-    Norms are told by the class of their module, attention by the name; what else a layer has is of
-    its feed-forward part. What lies in no layer by its name, as embeddings and heads do, is of no
-    category.
+    Norms are told by the class of their module, attention by the name within the layer; what else a
+    layer has is of its feed-forward part. What lies in no layer by its name, as embeddings and
+    heads do, is of no category.
 
     Args:
         name: of the parameter, as ``named_parameters`` has it.
         module: that owns it.
     """
-    if layer_of(name) is None:
+    layer = layer_of(name)
+    if layer is None:
         return None
     if is_norm(module):
         return "norm"
-    return "attention" if "att" in name.lower() else "feed-forward"
+    _, _, within = name.partition(f".{layer}.")
+    return "attention" if "att" in within.lower() else "feed-forward"
 
 
 def by_category(

@@ -37,6 +37,8 @@ _UNITS = {"element": "entry", "row": "row", "tensor": "tensor", "layer": "layer"
 _SELECTS = {
     "bernoulli": "each {unit} is dropped with probability p, by its own 16 random bits",
     "exact": "of n {unit}s the round(n p) that come first in a random order are dropped",
+    "ascending": "n - round(n p) of n {unit}s are kept, in turns, from the lowest number up",
+    "descending": "n - round(n p) of n {unit}s are kept, in turns, from the highest number down",
     "shuffled": (
         "n - round(n p) of n {unit}s are kept, in turns, in an order drawn anew for each round"
     ),

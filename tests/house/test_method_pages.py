@@ -2,6 +2,7 @@
 
 import re
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers.root import ROOT
 
 import graddrop
+from graddrop.mask import SELECTIONS
 from graddrop.method_pages import index, page
 from graddrop.methods import PRESETS
 
@@ -19,6 +21,16 @@ def test_every_method_has_its_page() -> None:
     """And no page is left of one that is gone: `python -m graddrop.method_pages docs/methods`."""
     expected = {f"{name}.md": page(name) for name in PRESETS} | {"README.md": index()}
     assert {file.name: file.read_text(encoding="utf-8") for file in FOLDER.iterdir()} == expected
+
+
+def test_every_way_to_choose_has_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that no published method has yet."""
+    pages = set()
+    for select in SELECTIONS:
+        preset = replace(PRESETS["lisa"], knobs={"granularity": "layer", "select": select})
+        monkeypatch.setitem(PRESETS, "another", preset)  # type: ignore[arg-type]
+        pages.add(page("another").replace(f'"{select}"', ""))
+    assert len(pages) == len(SELECTIONS)
 
 
 def test_the_law_of_every_method_has_its_test() -> None:

@@ -85,6 +85,16 @@ def test_half_of_each_category_of_each_layer_is_dropped(name):
     assert any(by_layer[0] != other for other in by_layer[1:])
 
 
+def test_attention_is_told_within_the_layer():
+    """Whatever the model around it is called."""
+    module = torch.nn.Linear(1, 1)
+    kinds = {"attn.qkv": "attention", "self_attention.out": "attention", "mlp.fc1": "feed-forward"}
+    for around in ("blocks.3", "attn_pool.blocks.3", "flatten.encoder.layer.3"):
+        for name, kind in kinds.items():
+            assert category_of(f"{around}.{name}.weight", module) == kind
+    assert category_of("attn_pool.query", module) is None
+
+
 def test_all_tensors_together_do_not_do_so():
     """Control: without categories half of all is dropped, of most categories another share."""
     model = MODELS["bert"][0]()
