@@ -19,6 +19,7 @@ pytest.importorskip("datasets", reason="needs the extra xglue")
 import datasets
 from helpers.xglue_files import write_archive
 
+from graddrop.xglue import locks
 from graddrop.xglue.data import archive as archives
 from graddrop.xglue.data.archive import unpacked
 from graddrop.xglue.data.layouts import DataError
@@ -106,6 +107,21 @@ def test_what_a_killed_process_left_goes(archive: Path, tmp_path: Path) -> None:
     (left / "half").write_text("")
     assert unpacked(copy) == folder
     assert not left.exists() and [path.name for path in folder.iterdir()] == ["xglue_full_dataset"]
+
+
+def test_without_locks_a_draft_stays(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process may be at work: nothing says that it was killed."""
+    copy = Path(shutil.copy(archive, tmp_path))
+    folder = unpacked(copy)
+    left = folder.with_suffix(".123.tmp")
+    folder.rename(left)
+    monkeypatch.setattr(locks, "fcntl", None)
+    with pytest.warns(RuntimeWarning, match="no locks"):
+        assert unpacked(copy) == folder
+    assert (left / FILE).is_file() and (folder / FILE).is_file()
+    shutil.rmtree(left)
 
 
 def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
