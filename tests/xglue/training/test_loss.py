@@ -111,3 +111,19 @@ def test_windows_without_a_label_teach_nothing(trainer: Any) -> None:
     assert gradient(trainer, [empty]).eq(0).all()
     expected = gradient(trainer, [batch(trainer, [5, 6])])
     assert torch.equal(gradient(trainer, [batch(trainer, [5, 6]), empty]), expected)
+
+
+def test_losses_in_parts_are_that_of_the_batch(trainer: Any) -> None:
+    """8 and 3 rows, of unequal numbers of labels: the mean over all, which the model gives."""
+    assert trainer.args.per_device_train_batch_size == 8
+    whole = batch(trainer, list(trainer._sampler))
+    labels = whole["labels"]
+    if trainer.task.head == "span":
+        targets = {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+        del whole["labels"]
+        whole.update(targets)
+    with torch.no_grad():
+        (parts,) = trainer.losses(11, 1)
+        found = [float(part) for part in parts]
+        expected = float(trainer.model(**whole).loss)
+    assert len(found) == 2 and sum(found) == pytest.approx(expected, rel=1e-5)
