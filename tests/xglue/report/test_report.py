@@ -13,6 +13,7 @@ pytest.importorskip("scipy", reason="needs the extra xglue")
 pytest.importorskip("matplotlib", reason="needs the extra xglue")
 
 from helpers.report_runs import make_result, put
+from matplotlib.figure import Figure
 
 from graddrop.cli import main
 from graddrop.xglue.data.sources import open_source
@@ -262,6 +263,19 @@ def test_rendering_escapes_every_kind_of_text() -> None:
     markdown = render_markdown(blocks, "figures")
     assert not re.search(r"(?<!\\)[<_]", markdown)
     assert markdown.count(r"\<b\>\|\_") == 6
+
+
+def test_a_dollar_is_mathematics_on_a_logarithmic_axis_alone() -> None:
+    """Names are shown as they are; the ticks within a decade keep their powers of ten."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([30, 60], [0, 1])
+    axes.set_xscale("log")
+    axes.set_title("$a$")
+    picture("some", "", figure)
+    ticks = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+    assert ticks and all(label.get_parse_math() for label in ticks)
+    assert not axes.title.get_parse_math()
 
 
 def test_what_was_found_comes_before_the_contents() -> None:

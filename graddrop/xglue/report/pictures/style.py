@@ -41,6 +41,9 @@ def plain_axes(axes: "Axes", title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+_POWER_OF_TEN = r"$\mathdefault{"  # how matplotlib begins the names of ticks on a logarithmic axis
+
+
 def picture(name: str, caption: str, figure: "Figure") -> Picture:
     """Return a figure as part of a document, in every format; equal figures give equal bytes.
 
@@ -53,7 +56,9 @@ def picture(name: str, caption: str, figure: "Figure") -> Picture:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar in a name is a dollar
+        # A dollar in a name is a dollar; powers of ten on an axis, maybe not there yet, are not.
+        if "$" in text.get_text() and not text.get_text().startswith(_POWER_OF_TEN):
+            text.set_parse_math(False)
     svg, png = BytesIO(), BytesIO()
     # The names inside an SVG file hang on the salt, which is random by default.
     with matplotlib.rc_context({"svg.hashsalt": "graddrop", "svg.fonttype": "path"}):
