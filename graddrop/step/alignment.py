@@ -61,7 +61,7 @@ class Alignments:
 
         Args:
             executor: has begun the step.
-            found_inf: float32, one element, on the device: unless 0, all stay as they are.
+            found_inf: float32, one element, on any device: unless 0, all stay as they are.
 
         Returns:
             float32 [n_slots]: what multiplies the slots' steps.
@@ -71,7 +71,7 @@ class Alignments:
         dots = self._total.each(torch.cat([dots[run] for run in self._runs]))
         after = next_alignment(before, dots)
         if found_inf is not None:
-            after = torch.where(found_inf.reshape(()) == 0, after, before)
+            after = torch.where(found_inf.reshape(()).to(after.device) == 0, after, before)
         self._next = list(after.unbind())
         scales = after.new_ones(self._n_slots)
         parts = after.split([run.stop - run.start for run in self._runs])

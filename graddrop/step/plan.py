@@ -95,15 +95,14 @@ class Plan:
             executor.set_grads(self._of(key, planned))
         try:
             for key, executor in self.executors.items():
-                scaling = _on(grad_scale, key[0]), _on(found_inf, key[0])
-                executor.begin(knobs, counters[key], *scaling)
+                executor.begin(knobs, counters[key], grad_scale, found_inf)
             scales = {}
             for key, alignments in self._alignments.items():
-                scales[key] = alignments.find(self.executors[key], _on(found_inf, key[0]))
+                scales[key] = alignments.find(self.executors[key], found_inf)
             norm = None if clipping is None else self._grad_norm(clipping)
             factor = None if clipping is None or norm is None else clipping.factor(norm)
             for key, executor in self.executors.items():
-                executor.step(_on(factor, key[0]), scales.get(key))
+                executor.step(factor, scales.get(key))
             for key, alignments in self._alignments.items():
                 alignments.keep(self._of(key, planned))
         except BaseException:
@@ -117,8 +116,7 @@ class Plan:
 
     def _of(self, key: Key, planned: list[Tensor | None]) -> list[Tensor | None]:
         """An executor's gradients."""
-        members = self._members[key]
-        return planned if len(members) == len(planned) else [planned[i] for i in members]
+        return planned if len(self.executors) == 1 else [planned[i] for i in self._members[key]]
 
     def _grad_norm(self, clipping: Clipping) -> Tensor | None:
         total = None
@@ -130,8 +128,3 @@ class Plan:
             total = part if total is None else total + part.to(total.device)
         total = clipping.over_group(total)
         return None if total is None else total.sqrt()
-
-
-def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    # The host may read it at once, so only a device need not wait for it.
-    return None if scalar is None else scalar.to(device, non_blocking=device.type != "cpu")

@@ -27,7 +27,10 @@ class Executor(Protocol):
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Begin a step, which ``found_inf`` may skip; it advances ``counters``."""
+        """Begin a step, which ``found_inf`` may skip; it advances ``counters``.
+
+        Both scalars may lie on any device, as may the one of :meth:`step`.
+        """
 
     def moment_dots(self) -> Tensor:
         """:func:`graddrop.reference.moment_dots` of each slot: float64 [n_slots, 3].

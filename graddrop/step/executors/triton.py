@@ -47,6 +47,7 @@ class TritonExecutor:
             len(knobs),
             device,
         )
+        self._device = device
         self._knobs: Sequence[Knobs] = ()
         # The replays of a graph use them as long as it lives.
         self._counters: Tensor | None = None
@@ -84,8 +85,9 @@ class TritonExecutor:
         if self._decisions:
             decisions = self._decisions.decide(counters, self._launcher.group_table)
             self._launcher.set_decisions(decisions)
-        self._counters, self._grad_scale, self._found_inf = counters, grad_scale, found_inf
-        self._launcher.prepare(counters, grad_scale, found_inf)
+        self._counters = counters
+        self._grad_scale, self._found_inf = self._here(grad_scale), self._here(found_inf)
+        self._launcher.prepare(counters, self._grad_scale, self._found_inf)
         self._counted = True
 
     def moment_dots(self) -> Tensor:
@@ -98,7 +100,11 @@ class TritonExecutor:
 
     def step(self, clip_factor: Tensor | None, step_scales: Tensor | None = None) -> None:
         """See :class:`Executor`."""
-        self._launcher.step(clip_factor, step_scales)
+        self._launcher.step(self._here(clip_factor), step_scales)
+
+    def _here(self, scalar: Tensor | None) -> Tensor | None:
+        """A scalar of another device on this one; the host waits for neither."""
+        return None if scalar is None else scalar.to(self._device, non_blocking=True)
 
     def abandon(self) -> None:
         """See :class:`Executor`."""
