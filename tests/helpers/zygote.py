@@ -6,9 +6,11 @@ hundredths of one, and its own workers too, so that a test can afford to kill ma
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ LOADED = (
     "transformers.trainer",
 )
 """What a run needs and the zygote has."""
+PATIENCE = 180
+"""Seconds that a process may take; none needs so many, even on a busy machine."""
 
 
 class Zygote:
@@ -54,18 +58,29 @@ class Zygote:
         return self._ask("start", list(map(str, arguments)), str(screen))
 
     def wait(self, process: int) -> int:
-        """Wait for a process; return its status, or minus the signal that ended it."""
-        return self._ask("wait", process)
+        """Wait for a process; return its status, or minus the signal that ended it.
+
+        One that takes longer than `PATIENCE` is killed, with its group.
+        """
+        assert self._process.stdout is not None
+        self._tell("wait", process)
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            os.killpg(process, signal.SIGKILL)
+        return int(self._process.stdout.readline())
 
     def run(self, arguments: Sequence[str], screen: Path) -> int:
         """Start and wait."""
         return self.wait(self.start(arguments, screen))
 
     def _ask(self, *request: object) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdout is not None
+        self._tell(*request)
+        return int(self._process.stdout.readline())
+
+    def _tell(self, *request: object) -> None:
+        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
 
 
 @contextmanager
@@ -99,12 +114,18 @@ def zygote(cache: Path) -> Iterator[Zygote]:
 
 def serve() -> None:
     """Load everything, then start and await copies as the input says."""
+    from tqdm import tqdm
+
     from graddrop.cli import main
     from graddrop.xglue.sweep import workers
 
     for name in LOADED:
         import_module(name)
     workers.START_METHOD = "fork"
+    # Copies would share tqdm's own lock, which one that is killed keeps; with a lock for each no
+    # thread of tqdm's may hold it while a process is copied.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     print("ready", flush=True)
     for line in sys.stdin:
         request, *values = json.loads(line)
